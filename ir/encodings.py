@@ -1,0 +1,300 @@
+"""Encodings: how a weight is stored.
+
+An encoding is the one contract between the passes (that choose it), the container (that stores
+it) and the backends (that pick a kernel by it). It can `materialise()` the dense tensor, bit for
+bit the tensor in the module, and tells its size in bytes.
+
+Encodings compose: the values of a `Sparse` weight are themselves an encoding (of a vector), so a
+codebook over the non-zeros of a sparse weight is `Sparse(mask, Codebook(...))`.
+"""
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from shohin.errors import ArtifactError, SpecError, near_name_hint
+
+Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+class Encoding(ABC):
+    """How one weight is stored. Immutable.
+
+    A subclass is complete when `decode(encode(e))` gives an equal encoding: it names its tensors
+    (`tensors`), its plain values (`attributes`) and its inner encodings (`children`), and can be
+    rebuilt from these three (`from_parts`).
+    """
+
+    kind: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense tensor."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """Element type of the dense tensor."""
+
+    @abstractmethod
+    def materialise(self) -> Tensor:
+        """The dense tensor, bit for bit the one in the program's module."""
+
+    @abstractmethod
+    def stored_bytes(self) -> int:
+        """Size in bytes of the stored form, indices and tables included, before entropy coding."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One short text for printers and reports, e.g. ``sparse 10.0%``."""
+
+    @abstractmethod
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors that define this encoding, by name, children's left out."""
+
+    def attributes(self) -> Mapping[str, Json]:
+        """The plain values that define this encoding."""
+        return {}
+
+    def children(self) -> Mapping[str, "Encoding"]:
+        """The inner encodings, by name."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def from_parts(
+        cls,
+        tensors: Mapping[str, Tensor],
+        attributes: Mapping[str, Json],
+        children: Mapping[str, "Encoding"],
+    ) -> "Encoding":
+        """Rebuild the encoding from what the three methods above gave."""
+
+    def nonzeros(self) -> int:
+        """Number of weights that are not zero."""
+        return int(torch.count_nonzero(self.materialise()))
+
+    def parameters(self) -> int:
+        """Number of elements of the dense tensor."""
+        return math.prod(self.shape)
+
+
+_KINDS: dict[str, type[Encoding]] = {}
+EncodingType = TypeVar("EncodingType", bound=type[Encoding])
+
+
+def register_encoding(kind: str) -> Callable[[EncodingType], EncodingType]:
+    """Class decorator that gives an encoding its `kind` and makes `decode` know it.
+
+    Raises:
+        SpecError: when another class has that kind already.
+    """
+
+    def register(encoding: EncodingType) -> EncodingType:
+        known = _KINDS.setdefault(kind, encoding)
+        if known.__qualname__ != encoding.__qualname__:
+            raise SpecError(kind, f"this encoding is {known.__qualname__} already")
+        encoding.kind = kind
+        return encoding
+
+    return register
+
+
+@register_encoding("dense")
+@dataclass(frozen=True, eq=False)
+class Dense(Encoding):
+    """Every element stored as it is."""
+
+    values: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense tensor."""
+        return tuple(self.values.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the dense tensor."""
+        return self.values.dtype
+
+    def materialise(self) -> Tensor:
+        """The tensor itself."""
+        return self.values
+
+    def stored_bytes(self) -> int:
+        """Elements times their width."""
+        return self.values.numel() * self.values.element_size()
+
+    def describe(self) -> str:
+        """``dense``."""
+        return "dense"
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The values."""
+        return {"values": self.values}
+
+    @classmethod
+    def from_parts(
+        cls,
+        tensors: Mapping[str, Tensor],
+        attributes: Mapping[str, Json],
+        children: Mapping[str, Encoding],
+    ) -> "Dense":
+        """Rebuild from the values."""
+        return cls(tensors["values"])
+
+
+@register_encoding("sparse")
+@dataclass(frozen=True, eq=False)
+class Sparse(Encoding):
+    """Only the elements under a mask are stored, with their positions.
+
+    The stored form is the relative index of Deep Compression (arXiv 1510.00149, section 2): the
+    gap to the previous non-zero in `gap_bits` bits; a gap beyond the span stores a filler zero.
+
+    Attributes:
+        mask: bool tensor of the weight's shape, true where an element is kept.
+        values: encoding of the kept elements, a vector in row-major order.
+        gap_bits: width of a stored gap, 1 to 16.
+    """
+
+    mask: Tensor
+    values: Encoding
+    gap_bits: int = 8
+
+    def __post_init__(self) -> None:
+        kept = int(self.mask.sum())
+        if self.mask.dtype != torch.bool:
+            raise SpecError("sparse mask", f"expected bool, got {self.mask.dtype}")
+        if self.values.shape != (kept,):
+            raise SpecError("sparse values", f"expected shape ({kept},), got {self.values.shape}")
+        if not 1 <= self.gap_bits <= 16:
+            raise SpecError("sparse gap_bits", f"expected 1 to 16, got {self.gap_bits}")
+
+    @classmethod
+    def from_dense(cls, weight: Tensor, mask: Tensor, gap_bits: int = 8) -> "Sparse":
+        """Encode a weight whose elements outside the mask are zero.
+
+        Args:
+            weight: dense tensor, already zero outside the mask.
+            mask: bool tensor of the same shape.
+            gap_bits: width of a stored gap.
+        """
+        return cls(mask, Dense(weight.detach()[mask].clone()), gap_bits)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense tensor."""
+        return tuple(self.mask.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the dense tensor."""
+        return self.values.dtype
+
+    @property
+    def density(self) -> float:
+        """Share of the elements that are kept, 0 to 1."""
+        return self.values.parameters() / max(1, self.mask.numel())
+
+    def materialise(self) -> Tensor:
+        """The dense tensor, zero outside the mask."""
+        dense = torch.zeros(self.shape, dtype=self.dtype)
+        dense[self.mask] = self.values.materialise()
+        return dense
+
+    def fillers(self) -> int:
+        """Number of filler zeros that gaps beyond the span need."""
+        kept = torch.nonzero(self.mask.flatten()).flatten()
+        if kept.numel() == 0:
+            return 0
+        gaps = torch.diff(kept, prepend=torch.tensor([-1])) - 1
+        return int((gaps // (1 << self.gap_bits)).sum())
+
+    def stored_bytes(self) -> int:
+        """Kept values, their gaps, and a filler value with its gap where a gap is too long."""
+        kept, fillers = self.values.parameters(), self.fillers()
+        filler_bytes = -(-self.values.stored_bytes() * fillers // max(1, kept))
+        gap_bytes = -(-(kept + fillers) * self.gap_bits // 8)
+        return self.values.stored_bytes() + filler_bytes + gap_bytes
+
+    def describe(self) -> str:
+        """``sparse 10.0%``, followed by how the values are stored unless they are dense."""
+        inner = "" if isinstance(self.values, Dense) else f" of {self.values.describe()}"
+        return f"sparse {100 * self.density:.1f}%{inner}"
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The mask."""
+        return {"mask": self.mask}
+
+    def attributes(self) -> Mapping[str, Json]:
+        """The width of a gap."""
+        return {"gap_bits": self.gap_bits}
+
+    def children(self) -> Mapping[str, Encoding]:
+        """The encoding of the kept values."""
+        return {"values": self.values}
+
+    @classmethod
+    def from_parts(
+        cls,
+        tensors: Mapping[str, Tensor],
+        attributes: Mapping[str, Json],
+        children: Mapping[str, Encoding],
+    ) -> "Sparse":
+        """Rebuild from the mask, the gap width and the values."""
+        return cls(tensors["mask"], children["values"], int(str(attributes["gap_bits"])))
+
+
+def encode(encoding: Encoding) -> tuple[Json, dict[str, Tensor]]:
+    """Split an encoding in a JSON description and its tensors, for a file.
+
+    Returns:
+        The description, and the tensors keyed by their path in it (``values/mask``).
+    """
+    tensors = dict(encoding.tensors())
+    children: dict[str, Json] = {}
+    for name, child in encoding.children().items():
+        description, inner = encode(child)
+        children[name] = description
+        tensors |= {f"{name}/{key}": tensor for key, tensor in inner.items()}
+    return {
+        "kind": encoding.kind,
+        "attributes": dict(encoding.attributes()),
+        "children": children,
+    }, tensors
+
+
+def decode(description: Json, tensors: Mapping[str, Tensor]) -> Encoding:
+    """Rebuild an encoding from what `encode` gave.
+
+    Raises:
+        ArtifactError: when the description is malformed or names an unknown kind.
+    """
+    if not isinstance(description, dict):
+        raise ArtifactError("encoding", f"expected an object, got {json.dumps(description)[:60]}")
+    kind = str(description.get("kind"))
+    if kind not in _KINDS:
+        raise ArtifactError("encoding", f"unknown kind '{kind}'", near_name_hint(kind, [*_KINDS]))
+    inner, attributes = description.get("children"), description.get("attributes")
+    if not isinstance(inner, dict) or not isinstance(attributes, dict):
+        raise ArtifactError(f"encoding '{kind}'", "expected objects 'children' and 'attributes'")
+    children = {
+        name: decode(child, _under(name, tensors)) for name, child in inner.items()
+    }
+    try:
+        return _KINDS[kind].from_parts(tensors, attributes, children)
+    except (KeyError, ValueError, SpecError) as error:
+        raise ArtifactError(f"encoding '{kind}'", f"cannot be rebuilt: {error}") from error
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    start = f"{prefix}/"
+    return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}

@@ -1,0 +1,42 @@
+"""Analyses: facts computed from a program, lazily and once.
+
+An analysis is a function from a program to a frozen dataclass. The cache computes it at first
+use and forgets it when a pass modifies the program without preserving it.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from shohin.ir.program import Program
+
+Result = TypeVar("Result")
+Analysis = Callable[[Program], Result]
+
+
+class AnalysisCache:
+    """Results of analyses of one program, by the analysis' name.
+
+    A result belongs to the program object it was computed from; asking for another program's
+    computes anew.
+    """
+
+    def __init__(self) -> None:
+        self._results: dict[str, tuple[Program, Any]] = {}
+
+    def get(self, analysis: Analysis[Result], program: Program) -> Result:
+        """The analysis' result for this program, computed at first use."""
+        name = analysis.__name__
+        held = self._results.get(name)
+        if held is None or held[0] is not program:
+            held = (program, analysis(program))
+            self._results[name] = held
+        result: Result = held[1]
+        return result
+
+    def carry_over(self, program: Program, preserved: frozenset[str]) -> None:
+        """Make preserved results those of a rewritten program and forget the others."""
+        self._results = {
+            name: (program, result)
+            for name, (_, result) in self._results.items()
+            if name in preserved
+        }

@@ -1,0 +1,143 @@
+"""The pass contract: what a pass is, what it is given, what it gives back.
+
+A pass is a frozen dataclass whose fields are its options. It holds no mutable state and reads no
+globals; everything it needs beside the program comes in the `Context`. It is given its own copy of
+the program, so it may edit the graph freely, and must not care about timing, printing,
+verification or checkpoints: these are instruments of the manager.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import ClassVar, TypeAlias
+
+from torch import Tensor, fx, nn
+
+from shohin.ir.annotations import Origin, annotation
+from shohin.ir.program import Fact, Program
+from shohin.passes.analysis import AnalysisCache
+from shohin.passes.remarks import NodeCost, Outcome, Remark
+
+Batch: TypeAlias = tuple[Tensor, ...]
+Evaluate: TypeAlias = Callable[[nn.Module], float]
+Train: TypeAlias = Callable[[nn.Module], None]
+Progress: TypeAlias = Callable[[int, int, str], None]
+
+
+def _no_progress(done: int, total: int, label: str) -> None:
+    """Progress callback for callers that want none."""
+
+
+@dataclass
+class Context:
+    """What a pass may use beside the program.
+
+    Attributes:
+        calibration: input batches, each a tuple of tensors; read once per use, in order.
+        evaluate: the user's measure of a module, higher is better, or None.
+        train: the user's in-place training of a module, or None.
+        seed: seed of every random choice.
+        workdir: folder for files that outlive the run, or None.
+        analyses: cached analyses of the program.
+        remarks: where decisions go; use `changed` and `skipped`.
+        progress: called as ``progress(done, total, label)`` during long work.
+    """
+
+    calibration: Iterable[Batch] = ()
+    evaluate: Evaluate | None = None
+    train: Train | None = None
+    seed: int = 0
+    workdir: Path | None = None
+    analyses: AnalysisCache = field(default_factory=AnalysisCache)
+    remarks: list[Remark] = field(default_factory=list)
+    progress: Progress = _no_progress
+    pass_name: str = ""
+
+    def changed(
+        self,
+        node: fx.Node,
+        code: str,
+        detail: str = "",
+        *,
+        before: NodeCost | None = None,
+        after: NodeCost | None = None,
+    ) -> None:
+        """Remark that a node was changed.
+
+        Args:
+            node: the node, as it was captured where it still exists.
+            code: short code of what was done, e.g. ``folded``.
+            detail: one sentence for people.
+            before: cost before the change.
+            after: cost after it.
+        """
+        self._remark(node, Outcome.CHANGED, code, detail, before, after)
+
+    def skipped(self, node: fx.Node, reason: str, detail: str = "") -> None:
+        """Remark that a node was looked at and left as it is, with a `Reason` code."""
+        self._remark(node, Outcome.SKIPPED, reason, detail, None, None)
+
+    def _remark(
+        self,
+        node: fx.Node,
+        outcome: Outcome,
+        reason: str,
+        detail: str,
+        before: NodeCost | None,
+        after: NodeCost | None,
+    ) -> None:
+        origin = annotation(node, Origin)
+        module = origin.module if origin else ""
+        self.remarks.append(
+            Remark(self.pass_name, node.name, module, outcome, str(reason), detail, before, after)
+        )
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass gives back.
+
+    Attributes:
+        program: the rewritten program; the very same object when nothing was modified.
+        modified: whether anything changed, so that cached analyses must be dropped.
+    """
+
+    program: Program
+    modified: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass(ABC):
+    """Base of every pass.
+
+    Class attributes:
+        name: kebab-case name in pipeline text.
+        requires: facts that must hold before.
+        establishes: facts that hold afterwards.
+        invalidates: facts that hold no longer afterwards; every other fact is preserved.
+        preserves_analyses: names of the analyses that stay valid although the pass modified.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[frozenset[Fact]] = frozenset()
+    establishes: ClassVar[frozenset[Fact]] = frozenset()
+    invalidates: ClassVar[frozenset[Fact]] = frozenset()
+    preserves_analyses: ClassVar[frozenset[str]] = frozenset()
+
+    @abstractmethod
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Rewrite the program.
+
+        Args:
+            program: a copy that belongs to this call; edit it in place or return another.
+            context: calibration data, callbacks, seed, analyses, and the sink of remarks.
+        """
+
+    def validate(self) -> None:
+        """Check the options' values; raise `SpecError` naming the option. Called on parsing."""
+
+    @classmethod
+    def option_names(cls) -> tuple[str, ...]:
+        """Names of the options, in order."""
+        return tuple(option.name for option in fields(cls))

@@ -1,0 +1,65 @@
+"""Remarks: what a pass decided about each node it looked at, and why."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from shohin.ir.encodings import Json
+
+
+class Outcome(StrEnum):
+    """What became of a node."""
+
+    CHANGED = "changed"
+    SKIPPED = "skipped"
+
+
+class Reason(StrEnum):
+    """Why a node was left as it is. Passes may add codes of their own as plain text."""
+
+    NOT_APPLICABLE = "not-applicable"
+    UNSUPPORTED_OPERATOR = "unsupported-operator"
+    OTHER_USERS = "other-users"
+    NOT_CONSTANT = "not-constant"
+    NOT_EXACT = "not-exact"
+    EXCLUDED_BY_OPTION = "excluded-by-option"
+    ALREADY_ENCODED = "already-encoded"
+    TOO_SMALL = "too-small"
+    NOT_FASTER = "not-faster"
+    TRAINING_MODE = "training-mode"
+    NOT_FINITE = "not-finite"
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """What a node costs: number of parameters, multiply-accumulates at batch 1, stored bytes."""
+
+    parameters: int = 0
+    macs: int = 0
+    stored_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Remark:
+    """One decision.
+
+    Attributes:
+        pass_name: the pass that decided.
+        node: name of the graph node, or of the weight.
+        module: dotted path of the source module, empty where unknown.
+        outcome: changed or skipped.
+        reason: reason code; for a change a short code of what was done (``folded``, ``pruned``).
+        detail: one sentence for people.
+        before: cost before, where it is known.
+        after: cost after, where it is known.
+        extra: further figures of the pass's own, e.g. both measured times.
+    """
+
+    pass_name: str
+    node: str
+    module: str
+    outcome: Outcome
+    reason: str
+    detail: str = ""
+    before: NodeCost | None = None
+    after: NodeCost | None = None
+    extra: dict[str, Json] = field(default_factory=dict)

@@ -1,0 +1,85 @@
+"""Errors that shohin raises for its users.
+
+Every message has the same form, *where: problem; hint*: where it happened, what was expected and
+what was found, and what to do about it.
+"""
+
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+class ShohinError(Exception):
+    """Base of every error a user can meet.
+
+    Args:
+        where: the file, option, pass, node or value at fault.
+        problem: what was expected and what was found.
+        hint: what to do about it, where there is something to do.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, where: str, problem: str, hint: str | None = None) -> None:
+        self.where = where
+        self.problem = problem
+        self.hint = hint
+        super().__init__(where, problem, hint)
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.problem}" if self.where else self.problem
+        return f"{text}; {self.hint}" if self.hint else text
+
+
+class SpecError(ShohinError):
+    """A text or value that the user gave does not say anything valid (exit code 2)."""
+
+    exit_code = 2
+
+
+class CaptureError(ShohinError):
+    """A model could not be captured to a graph (exit code 3)."""
+
+    exit_code = 3
+
+
+class PassError(ShohinError):
+    """A pass failed or was asked to run in an impossible order (exit code 4)."""
+
+    exit_code = 4
+
+
+class VerifyError(ShohinError):
+    """A program breaks an invariant of its stage (exit code 5)."""
+
+    exit_code = 5
+
+
+class UnsupportedError(ShohinError):
+    """A backend cannot compile a program (exit code 6)."""
+
+    exit_code = 6
+
+
+class ArtifactError(ShohinError):
+    """A file is truncated, corrupted, foreign, of a newer version, or cannot be written (exit 7)."""
+
+    exit_code = 7
+
+
+class InputError(ShohinError):
+    """An input tensor has the wrong shape, type or number (exit code 8)."""
+
+    exit_code = 8
+
+
+def near_name_hint(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """The hint for an unknown name: the nearest known ones, or all of them.
+
+    Args:
+        name: the unknown name.
+        known: every valid name.
+    """
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(f"'{candidate}'" for candidate in near) + "?"
+    return "known: " + ", ".join(sorted(known))
