@@ -4,15 +4,30 @@ An annotation is a frozen dataclass; a node carries at most one of each type, in
 ``node.meta["shohin"]``. Copies of the graph keep them.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TypeVar
 
 from torch import fx
 
+from shohin.errors import ArtifactError, near_name_hint
+from shohin.ir.encodings import Json
+
 _KEY = "shohin"
+_KINDS: dict[str, type[object]] = {}
 AnnotationType = TypeVar("AnnotationType")
 
 
+def register_annotation(kind: type[AnnotationType]) -> type[AnnotationType]:
+    """Class decorator that lets files hold an annotation.
+
+    Its fields are plain values (numbers, texts, tuples of these).
+    """
+    _KINDS[kind.__name__] = kind
+    return kind
+
+
+@register_annotation
 @dataclass(frozen=True)
 class Origin:
     """Where a node comes from.
@@ -30,6 +45,7 @@ class Origin:
     replaced: tuple[str, ...] = ()
 
 
+@register_annotation
 @dataclass(frozen=True)
 class ActivationFormat:
     """Fixed-point format of a node's output: ``value = integer * 2**-fraction``.
@@ -64,3 +80,42 @@ def remove_annotation(node: fx.Node, kind: type[object]) -> None:
     """Drop the annotation of that type, if there is one."""
     carried = node.meta.get(_KEY, {})
     node.meta[_KEY] = {key: value for key, value in carried.items() if key is not kind}
+
+
+def encode_annotation(carried: object) -> Json:
+    """The JSON form of an annotation.
+
+    Raises:
+        ArtifactError: when its class is not registered.
+    """
+    kind = type(carried)
+    if _KINDS.get(kind.__name__) is not kind or not dataclasses.is_dataclass(carried):
+        raise ArtifactError(
+            f"annotation {kind.__name__}",
+            "expected a registered dataclass",
+            "decorate it with register_annotation",
+        )
+    fields = {field.name: getattr(carried, field.name) for field in dataclasses.fields(carried)}
+    return {"kind": kind.__name__, **fields}
+
+
+def decode_annotation(description: Json) -> object:
+    """The annotation that `encode_annotation` described.
+
+    Raises:
+        ArtifactError: when the description is malformed or names an unknown class.
+    """
+    if not isinstance(description, dict):
+        raise ArtifactError("annotation", f"expected an object, got {description}")
+    fields = {key: _freeze(value) for key, value in description.items() if key != "kind"}
+    name = str(description.get("kind"))
+    if name not in _KINDS:
+        raise ArtifactError("annotation", f"unknown kind '{name}'", near_name_hint(name, [*_KINDS]))
+    try:
+        return _KINDS[name](**fields)
+    except TypeError as error:
+        raise ArtifactError(f"annotation '{name}'", f"cannot be rebuilt: {error}") from error
+
+
+def _freeze(value: Json) -> object:
+    return tuple(_freeze(item) for item in value) if isinstance(value, list) else value

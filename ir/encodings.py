@@ -20,7 +20,7 @@ from torch import Tensor
 
 from shohin.errors import ArtifactError, SpecError, near_name_hint
 
-Json: TypeAlias = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
 
 class Encoding(ABC):
@@ -253,6 +253,14 @@ class Sparse(Encoding):
         return cls(tensors["mask"], children["values"], int(str(attributes["gap_bits"])))
 
 
+def same_bits(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors have the same shape, type and bits; NaN equals the same NaN."""
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    bits = [tensor.detach().cpu().contiguous().reshape(-1) for tensor in (one, two)]
+    return torch.equal(*(vector.view(torch.uint8) for vector in bits))
+
+
 def encode(encoding: Encoding) -> tuple[Json, dict[str, Tensor]]:
     """Split an encoding in a JSON description and its tensors, for a file.
 
@@ -286,9 +294,7 @@ def decode(description: Json, tensors: Mapping[str, Tensor]) -> Encoding:
     inner, attributes = description.get("children"), description.get("attributes")
     if not isinstance(inner, dict) or not isinstance(attributes, dict):
         raise ArtifactError(f"encoding '{kind}'", "expected objects 'children' and 'attributes'")
-    children = {
-        name: decode(child, _under(name, tensors)) for name, child in inner.items()
-    }
+    children = {name: decode(child, _under(name, tensors)) for name, child in inner.items()}
     try:
         return _KINDS[kind].from_parts(tensors, attributes, children)
     except (KeyError, ValueError, SpecError) as error:

@@ -166,6 +166,25 @@ def encoding_of(program: Program, name: str) -> Encoding:
     return chosen if chosen is not None else Dense(tensor_of(program.module, name).detach())
 
 
+def remove_unused_tensors(module: fx.GraphModule) -> list[str]:
+    """Drop the parameters and buffers that the graph does not read, and emptied submodules.
+
+    Returns:
+        The names of the tensors that were dropped.
+    """
+    used = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    named = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    dropped = [name for name, _ in named if name not in used]
+    for name in dropped:
+        path, _, leaf = name.rpartition(".")
+        delattr(module.get_submodule(path), leaf)
+    module.delete_all_unused_submodules()
+    return dropped
+
+
 def readers(program: Program, name: str) -> Iterator[fx.Node]:
     """The nodes that read a weight, in graph order."""
     for node in program.graph.nodes:

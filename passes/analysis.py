@@ -1,7 +1,8 @@
 """Analyses: facts computed from a program, lazily and once.
 
 An analysis is a function from a program to a frozen dataclass. The cache computes it at first
-use and forgets it when a pass modifies the program without preserving it.
+use and forgets it when a pass modifies the program without preserving it. Results refer to nodes
+by name, never by object, so that they hold for a copy of the program as well.
 """
 
 from collections.abc import Callable
@@ -40,3 +41,15 @@ class AnalysisCache:
             for name, (_, result) in self._results.items()
             if name in preserved
         }
+
+    def rebind(self, program: Program) -> None:
+        """Make every result that of an equal copy of the program."""
+        self.carry_over(program, self.names())
+
+    def names(self) -> frozenset[str]:
+        """Names of the analyses whose results are held."""
+        return frozenset(self._results)
+
+    def clear(self) -> None:
+        """Forget everything, as after an edit of the graph that a result was computed from."""
+        self._results.clear()

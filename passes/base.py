@@ -4,6 +4,12 @@ A pass is a frozen dataclass whose fields are its options. It holds no mutable s
 globals; everything it needs beside the program comes in the `Context`. It is given its own copy of
 the program, so it may edit the graph freely, and must not care about timing, printing,
 verification or checkpoints: these are instruments of the manager.
+
+A *site* is one place that a pass may change: a node, named as in the graph the pass was given, or
+a weight, named as in the module. A pass asks ``context.allows(name)`` before it changes a site,
+leaves the site as it is and remarks ``Reason.EXCLUDED_BY_OPTION`` when it may not, and names the
+same site in the `changed` remark when it did. Bisection restricts a pass to some of its sites this
+way to find the one that breaks a program.
 """
 
 from abc import ABC, abstractmethod
@@ -14,6 +20,7 @@ from typing import ClassVar, TypeAlias
 
 from torch import Tensor, fx, nn
 
+from shohin.errors import SpecError
 from shohin.ir.annotations import Origin, annotation
 from shohin.ir.program import Fact, Program
 from shohin.passes.analysis import AnalysisCache
@@ -23,6 +30,7 @@ Batch: TypeAlias = tuple[Tensor, ...]
 Evaluate: TypeAlias = Callable[[nn.Module], float]
 Train: TypeAlias = Callable[[nn.Module], None]
 Progress: TypeAlias = Callable[[int, int, str], None]
+SiteFilter: TypeAlias = Callable[[str], bool]
 
 
 def _no_progress(done: int, total: int, label: str) -> None:
@@ -42,6 +50,8 @@ class Context:
         analyses: cached analyses of the program.
         remarks: where decisions go; use `changed` and `skipped`.
         progress: called as ``progress(done, total, label)`` during long work.
+        pass_name: the pass that runs now; remarks are attributed to it.
+        site_filter: says by name which sites may be changed; None allows all.
     """
 
     calibration: Iterable[Batch] = ()
@@ -53,6 +63,11 @@ class Context:
     remarks: list[Remark] = field(default_factory=list)
     progress: Progress = _no_progress
     pass_name: str = ""
+    site_filter: SiteFilter | None = None
+
+    def allows(self, site: str) -> bool:
+        """Whether the pass may change a site, a node or a weight given by name."""
+        return self.site_filter is None or self.site_filter(site)
 
     def changed(
         self,
@@ -134,8 +149,23 @@ class Pass(ABC):
             context: calibration data, callbacks, seed, analyses, and the sink of remarks.
         """
 
-    def validate(self) -> None:
-        """Check the options' values; raise `SpecError` naming the option. Called on parsing."""
+    def validate(self) -> None:  # noqa: B027 - most options need no check
+        """Check the options' values; called on parsing and before a pipeline runs.
+
+        Raises:
+            SpecError: naming the option in its `where`, so that the text at fault can be shown;
+                `invalid_option` makes one.
+        """
+
+    def invalid_option(self, option: str, expected: str) -> SpecError:
+        """The error for an option whose value is out of range.
+
+        Args:
+            option: the option's name.
+            expected: what its value should be, e.g. ``above 0 and at most 1``.
+        """
+        where = f"option '{option}' of pass '{self.name}'"
+        return SpecError(where, f"expected {expected}, got {getattr(self, option)!r}")
 
     @classmethod
     def option_names(cls) -> tuple[str, ...]:

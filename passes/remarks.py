@@ -1,8 +1,10 @@
 """Remarks: what a pass decided about each node it looked at, and why."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 
+from shohin.errors import ArtifactError
 from shohin.ir.encodings import Json
 
 
@@ -63,3 +65,38 @@ class Remark:
     before: NodeCost | None = None
     after: NodeCost | None = None
     extra: dict[str, Json] = field(default_factory=dict)
+
+
+def remarks_to_json(remarks: Iterable[Remark]) -> list[Json]:
+    """Remarks as plain values for a JSON file, one object each."""
+    return [asdict(remark) for remark in remarks]
+
+
+def remarks_from_json(described: Json) -> list[Remark]:
+    """Rebuild remarks from what `remarks_to_json` gave.
+
+    Raises:
+        ArtifactError: when the description is malformed.
+    """
+    if not isinstance(described, list):
+        raise ArtifactError("remarks", f"expected a list, got {type(described).__name__}")
+    try:
+        return [_remark_from_json(item) for item in described]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError("remarks", f"cannot be rebuilt: {error}") from error
+
+
+def _remark_from_json(described: Json) -> Remark:
+    values = dict(described) if isinstance(described, dict) else {}
+    costs = {key: _cost_from_json(values.pop(key)) for key in ("before", "after")}
+    outcome, extra = Outcome(str(values.pop("outcome"))), values.pop("extra")
+    if not isinstance(extra, dict):
+        raise TypeError(f"expected an object 'extra', got {type(extra).__name__}")
+    texts = {key: str(value) for key, value in values.items()}
+    return Remark(outcome=outcome, extra=extra, **costs, **texts)  # type: ignore[arg-type]
+
+
+def _cost_from_json(described: Json) -> NodeCost | None:
+    if described is None:
+        return None
+    return NodeCost(**described)  # type: ignore[arg-type]

@@ -15,19 +15,24 @@ class ShohinError(Exception):
         where: the file, option, pass, node or value at fault.
         problem: what was expected and what was found.
         hint: what to do about it, where there is something to do.
+        excerpt: lines that show the place, e.g. the faulty text with a caret below it.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, where: str, problem: str, hint: str | None = None) -> None:
+    def __init__(
+        self, where: str, problem: str, hint: str | None = None, excerpt: str | None = None
+    ) -> None:
         self.where = where
         self.problem = problem
         self.hint = hint
-        super().__init__(where, problem, hint)
+        self.excerpt = excerpt
+        super().__init__(where, problem, hint, excerpt)
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.problem}" if self.where else self.problem
-        return f"{text}; {self.hint}" if self.hint else text
+        text = f"{text}; {self.hint}" if self.hint else text
+        return f"{text}\n{self.excerpt}" if self.excerpt else text
 
 
 class SpecError(ShohinError):
@@ -61,7 +66,7 @@ class UnsupportedError(ShohinError):
 
 
 class ArtifactError(ShohinError):
-    """A file is truncated, corrupted, foreign, of a newer version, or cannot be written (exit 7)."""
+    """A file is truncated, corrupted, foreign, of a newer version, or cannot be written (code 7)."""
 
     exit_code = 7
 
@@ -70,6 +75,10 @@ class InputError(ShohinError):
     """An input tensor has the wrong shape, type or number (exit code 8)."""
 
     exit_code = 8
+
+
+class ShohinWarning(UserWarning):
+    """Something a user should know of that does not stop the work."""
 
 
 def near_name_hint(name: str, known: list[str] | tuple[str, ...]) -> str:

@@ -1,0 +1,338 @@
+"""A compiled model in this process: loaded by ctypes, fed with numpy or torch."""
+
+import ctypes
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+from shohin.backends.base import Array, Artifact, ArtifactInfo
+from shohin.backends.tvm.header import write_header
+from shohin.backends.tvm.link import Parts, form_of, link
+from shohin.backends.tvm.manifest import info_of, manifest_of
+from shohin.backends.tvm.target import host_runs
+from shohin.backends.tvm.trailer import append_trailer, read_trailer
+from shohin.errors import ArtifactError, InputError
+from shohin.ir.files import atomic_path
+from shohin.ir.program import InputSpec
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Build:
+    """The files a binary was linked from; they live as long as the binary."""
+
+    folder: "tempfile.TemporaryDirectory[str]"
+    parts: Parts
+
+
+class Binary(Artifact):
+    """A compiled model. Callable from any thread; every thread has memory of its own.
+
+    Attributes:
+        info: what it is, what goes in and what comes out.
+    """
+
+    def __init__(
+        self, info: ArtifactInfo, library: Path, prefix: str, build: Build | None = None
+    ) -> None:
+        self.info = info
+        self.path = library
+        self._prefix = prefix
+        self._build = build
+        self._library = _Library(library, prefix)
+        self._local = threading.local()
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Binary":
+        """Load a shared library that shohin made.
+
+        Raises:
+            ArtifactError: when the file is missing, foreign, truncated, corrupted, of a newer
+                version, or for another processor. Nothing of it has run by then.
+        """
+        file = Path(path)
+        info, prefix = info_of(read_trailer(file), str(file))
+        missing = host_runs(info.tools.get("processor", ""))
+        if missing:
+            raise ArtifactError(
+                str(file),
+                f"was compiled for {info.tools.get('processor')}, {missing}",
+                "compile it for this machine, e.g. with cpu{arch=x86-64-v3}",
+            )
+        return cls(info, file, prefix)
+
+    @overload
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]: ...
+
+    @overload
+    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]: ...
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run once on numpy arrays or torch tensors; the results are of the same kind.
+
+        Contiguous arrays are read where they lie; others are copied first.
+
+        Raises:
+            InputError: naming the input, what was expected and what was given.
+        """
+        results = self.run([_as_array(item, i) for i, item in enumerate(inputs)])
+        if any(isinstance(item, torch.Tensor) for item in inputs):
+            tensors = tuple(torch.from_numpy(result) for result in results)
+            return tensors[0] if len(tensors) == 1 else tensors
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run once on numpy arrays.
+
+        Raises:
+            InputError: naming the input, what was expected and what was given.
+        """
+        arrays = check_inputs(self.info, inputs)
+        outputs = [_empty(spec) for spec in self.info.outputs]
+        self._instance().run(arrays, outputs)
+        return outputs
+
+    def run_batches(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run over inputs whose axis 0 is a multiple of the compiled batch, joining the results.
+
+        Raises:
+            InputError: when the model has no batch axis or the sizes do not divide.
+        """
+        batch = self.info.batch
+        count = _batches(self.info, inputs)
+        parts = [
+            self.run([array[i * batch : (i + 1) * batch] for array in inputs])
+            for i in range(count)
+        ]
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+
+    def profile(self, inputs: Sequence[Array], runs: int = 10) -> list[tuple[str, float]]:
+        """Median milliseconds of each step.
+
+        Args:
+            inputs: as for `run`.
+            runs: how often to run.
+
+        Returns:
+            Label and milliseconds of each step, in order.
+        """
+        arrays = check_inputs(self.info, inputs)
+        outputs = [_empty(spec) for spec in self.info.outputs]
+        instance = self._instance()
+        times = np.stack([instance.profile(arrays, outputs) for _ in range(runs)])
+        medians = np.median(times, axis=0)
+        labels = self._library.step_labels()
+        return [(label, float(time)) for label, time in zip(labels, medians, strict=True)]
+
+    @property
+    def arena_bytes(self) -> int:
+        """Working memory of each instance."""
+        return int(self._library.info().arena_bytes)
+
+    @property
+    def constant_bytes(self) -> int:
+        """Size of the packed weights."""
+        return int(self._library.info().constant_bytes)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the binary; the ending of the name chooses the form.
+
+        ``.so`` is a shared library and ``.a`` a static one, ``.o`` an object; each comes with a
+        header beside it. A name without ending is a standalone executable.
+
+        Raises:
+            ArtifactError: when the file cannot be written, or when the binary was loaded from a
+                shared library and another form is asked for.
+        """
+        file = Path(path)
+        form = form_of(file)
+        if self._build is None and form != "shared":
+            raise ArtifactError(
+                str(file),
+                f"a loaded shared library cannot become a {form} file",
+                "compile the program again",
+            )
+        with atomic_path(file) as temporary:
+            if form == "shared":
+                shutil.copyfile(self.path, temporary)
+            elif self._build is not None:
+                link(self._build.parts, form, temporary)
+            if form == "executable":
+                append_trailer(temporary, manifest_of(self.info, self._prefix))
+            temporary.chmod(0o755 if form in ("executable", "shared") else 0o644)
+        if form != "executable":
+            write_header(file.with_suffix(".h"), self.info, self._prefix)
+        return file
+
+    def _instance(self) -> "_Instance":
+        if not hasattr(self._local, "instance"):
+            threads = _threads_of(self.info.target)
+            self._local.instance = _Instance(self._library, threads)
+        instance: _Instance = self._local.instance
+        return instance
+
+
+def _threads_of(target: str) -> int:
+    _, found, rest = target.partition("threads=")
+    return int(rest.strip("}").split()[0]) if found else 1
+
+
+def _as_array(item: object, index: int) -> Array:
+    if isinstance(item, torch.Tensor):
+        array: Array = item.detach().numpy()
+        return array
+    if isinstance(item, np.ndarray):
+        return item
+    raise InputError(
+        f"input {index}", f"expected a numpy array or torch tensor, got {type(item).__name__}"
+    )
+
+
+def _numpy_dtype(spec: InputSpec) -> "np.dtype[Any]":
+    return np.dtype(str(spec.dtype).removeprefix("torch."))
+
+
+def check_inputs(info: ArtifactInfo, inputs: Sequence[Array]) -> list[Array]:
+    """The inputs, contiguous.
+
+    Raises:
+        InputError: naming the input, what was expected and what was given.
+    """
+    if len(inputs) != len(info.inputs):
+        names = ", ".join(f"{spec.name}: {spec.describe()}" for spec in info.inputs)
+        raise InputError(
+            info.name, f"expected {len(info.inputs)} inputs ({names}), got {len(inputs)}"
+        )
+    for spec, array in zip(info.inputs, inputs, strict=True):
+        if array.shape != spec.shape or array.dtype != _numpy_dtype(spec):
+            sizes = ",".join(str(size) for size in array.shape)
+            raise InputError(
+                f"input '{spec.name}'",
+                f"expected {spec.describe()}, got {array.dtype}[{sizes}]",
+                _mismatch_hint(info, spec, array),
+            )
+    return [np.ascontiguousarray(array) for array in inputs]
+
+
+def _mismatch_hint(info: ArtifactInfo, spec: InputSpec, array: Array) -> str:
+    if array.dtype != _numpy_dtype(spec):
+        return f"convert it with .astype('{_numpy_dtype(spec)}')"
+    if info.batch and array.shape[1:] == spec.shape[1:]:
+        return f"compile with batch={array.shape[0]}, or use run_batches"
+    return "reshape it, or compile the model for this shape"
+
+
+def _batches(info: ArtifactInfo, inputs: Sequence[Array]) -> int:
+    sizes = {array.shape[0] if array.ndim else 0 for array in inputs}
+    if not info.batch or len(sizes) != 1:
+        raise InputError(info.name, f"expected inputs with one batch axis, got sizes {sizes}")
+    size = sizes.pop()
+    if size == 0 or size % info.batch:
+        raise InputError(
+            info.name, f"expected a multiple of the compiled batch {info.batch}, got {size}"
+        )
+    return size // info.batch
+
+
+def _empty(spec: InputSpec) -> Array:
+    """An uninitialised array on a boundary that kernels can write to directly."""
+    dtype = _numpy_dtype(spec)
+    size = int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize
+    raw = np.empty(size + _ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    result: Array = raw[start : start + size].view(dtype).reshape(spec.shape)
+    return result
+
+
+class _Info(ctypes.Structure):
+    """``shohin_info``."""
+
+    _fields_ = (
+        ("abi_version", ctypes.c_uint32),
+        ("name", ctypes.c_char_p),
+        ("metadata", ctypes.c_char_p),
+        ("input_count", ctypes.c_int32),
+        ("output_count", ctypes.c_int32),
+        ("inputs", ctypes.c_void_p),
+        ("outputs", ctypes.c_void_p),
+        ("arena_bytes", ctypes.c_size_t),
+        ("constant_bytes", ctypes.c_size_t),
+        ("step_count", ctypes.c_int32),
+        ("batch", ctypes.c_int32),
+    )
+
+
+class _Library:
+    """The functions of a loaded shared library."""
+
+    def __init__(self, path: Path, prefix: str) -> None:
+        try:
+            library = ctypes.CDLL(str(path.resolve()))
+            functions = {
+                name: getattr(library, f"{prefix}_{name}")
+                for name in ("info", "create", "run", "profile", "destroy", "status_text")
+            }
+            label = getattr(library, f"{prefix}_step_label")
+        except (OSError, AttributeError) as error:
+            raise ArtifactError(str(path), f"cannot be loaded: {error}") from error
+        functions["info"].restype = ctypes.POINTER(_Info)
+        functions["status_text"].restype = ctypes.c_char_p
+        functions["destroy"].argtypes = [ctypes.c_void_p]
+        functions["destroy"].restype = None
+        label.restype = ctypes.c_char_p
+        self.functions = functions
+        self._label = label
+
+    def info(self) -> Any:
+        """The ``shohin_info`` structure."""
+        return self.functions["info"]().contents
+
+    def step_labels(self) -> list[str]:
+        """Labels of the steps in order."""
+        return [self._label(i).decode() for i in range(self.info().step_count)]
+
+    def check(self, status: int) -> None:
+        """Raise unless a call went well."""
+        if status:
+            text = self.functions["status_text"](status).decode()
+            raise ArtifactError("binary", text)
+
+
+class _Instance:
+    """Memory and threads for one run at a time; freed with the object."""
+
+    def __init__(self, library: _Library, threads: int) -> None:
+        self._library = library
+        self._handle = ctypes.c_void_p()
+        library.check(library.functions["create"](threads, ctypes.byref(self._handle)))
+        weakref.finalize(self, library.functions["destroy"], self._handle)
+
+    def run(self, inputs: list[Array], outputs: list[Array]) -> None:
+        """Run once."""
+        run = self._library.functions["run"]
+        self._library.check(run(self._handle, _pointers(inputs), _pointers(outputs)))
+
+    def profile(self, inputs: list[Array], outputs: list[Array]) -> Array:
+        """Run once and give each step's milliseconds."""
+        times = np.zeros(max(1, self._library.info().step_count))
+        status = self._library.functions["profile"](
+            self._handle,
+            _pointers(inputs),
+            _pointers(outputs),
+            times.ctypes.data_as(ctypes.c_void_p),
+        )
+        self._library.check(status)
+        return times[: self._library.info().step_count]
+
+
+def _pointers(arrays: list[Array]) -> Any:
+    return (ctypes.c_void_p * max(1, len(arrays)))(*(array.ctypes.data for array in arrays))

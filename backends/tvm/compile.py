@@ -1,0 +1,166 @@
+"""From a program to a linked binary."""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shohin.backends.base import ArtifactInfo
+from shohin.backends.tvm.binary import Binary, Build
+from shohin.backends.tvm.csource import SourceNames, supports_dtype, write_source
+from shohin.backends.tvm.kernels.emit import Kernel
+from shohin.backends.tvm.link import Parts, link
+from shohin.backends.tvm.lowering.lower import lower
+from shohin.backends.tvm.lowering.operations import Value
+from shohin.backends.tvm.lowering.plan import KernelCall, Plan
+from shohin.backends.tvm.manifest import manifest_of
+from shohin.backends.tvm.objects import emit_object
+from shohin.backends.tvm.target import CpuTarget
+from shohin.backends.tvm.trailer import append_trailer
+from shohin.errors import SpecError, UnsupportedError
+from shohin.ir.program import BATCH, InputSpec, Program
+from shohin.ir.serialise import content_hash
+
+Progress = Callable[[int, int, str], None]
+_STAGES = ("planning", "generating code", "linking")
+
+
+def compile_program(
+    program: Program,
+    target: CpuTarget,
+    batch: int,
+    progress: Progress | None = None,
+) -> Binary:
+    """Compile a program to a binary, held in a temporary folder until it is saved.
+
+    Args:
+        program: what to compile.
+        target: where it will run.
+        batch: size of the symbolic batch.
+        progress: called with (stages done, stages, what comes next).
+
+    Raises:
+        SpecError: when the batch is not a positive number.
+        UnsupportedError: listing every node that cannot be compiled.
+    """
+    if batch < 1:
+        raise SpecError("batch", f"expected 1 or more, got {batch}")
+    report = progress or (lambda done, total, label: None)
+    folder = tempfile.TemporaryDirectory(prefix="shohin-")
+    parts = Parts(Path(folder.name), symbol_prefix(program.name))
+    report(0, len(_STAGES), _STAGES[0])
+    plan = lower(program, target, batch, parts.folder / "constants.bin")
+    _check_interface(plan)
+    report(1, len(_STAGES), _STAGES[1])
+    symbols = _emit_kernels(plan, parts, target)
+    report(2, len(_STAGES), _STAGES[2])
+    info = _describe(program, target, batch, plan)
+    _write_source(plan, parts, symbols, info)
+    library = parts.folder / "model.so"
+    link(parts, "shared", library)
+    append_trailer(library, manifest_of(info, parts.name))
+    report(len(_STAGES), len(_STAGES), "done")
+    return Binary(info, library, parts.name, Build(folder, parts))
+
+
+def symbol_prefix(name: str) -> str:
+    """The C identifier closest to a model's name."""
+    identifier = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower() or "model"
+    return f"model_{identifier}" if identifier[0].isdigit() else identifier
+
+
+def _check_interface(plan: Plan) -> None:
+    faults = [v for v in (*plan.inputs, *plan.outputs) if not supports_dtype(v)]
+    if faults:
+        texts = ", ".join(f"{v.name}: {v.dtype}" for v in faults)
+        raise UnsupportedError(
+            "backend tvm",
+            f"inputs and outputs of these types cannot cross the C interface: {texts}",
+            "convert them inside the model",
+        )
+
+
+def _emit_kernels(plan: Plan, parts: Parts, target: CpuTarget) -> tuple[str, ...]:
+    """Compile each different kernel once.
+
+    Returns:
+        The symbol of each call.
+    """
+    symbols: dict[Any, str] = {}
+    functions: dict[str, Any] = {}
+    names = []
+    for call in plan.calls:
+        key = call.kernel if isinstance(call.kernel, Kernel) else id(call.kernel)
+        if key not in symbols:
+            symbols[key] = f"{parts.name}_{_family(call)}_{len(symbols)}"
+            built = call.kernel.build() if isinstance(call.kernel, Kernel) else call.kernel
+            functions[symbols[key]] = built
+        names.append(symbols[key])
+    emit_object(functions, target, parts.kernels)
+    return tuple(names)
+
+
+def _family(call: KernelCall) -> str:
+    return call.kernel.family if isinstance(call.kernel, Kernel) else "region"
+
+
+def _spec(value: Value, name: str) -> InputSpec:
+    return InputSpec(name, value.shape, value.dtype)
+
+
+def _unique(names: list[str]) -> tuple[str, ...]:
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, -1) + 1
+        unique.append(f"{name}_{seen[name]}" if seen[name] else name)
+    return tuple(unique)
+
+
+def _describe(program: Program, target: CpuTarget, batch: int, plan: Plan) -> ArtifactInfo:
+    outputs = _unique([value.name for value in plan.outputs])
+    has_batch = all(spec.shape[:1] == (BATCH,) for spec in program.inputs) and all(
+        value.shape[:1] == (batch,) for value in plan.outputs
+    )
+    return ArtifactInfo(
+        name=program.name,
+        target=target.describe(),
+        pipeline=", ".join(program.history),
+        inputs=tuple(
+            _spec(value, spec.name)
+            for value, spec in zip(plan.inputs, program.inputs, strict=True)
+        ),
+        outputs=tuple(
+            _spec(value, name) for value, name in zip(plan.outputs, outputs, strict=True)
+        ),
+        batch=batch if has_batch else 0,
+        content_hash=content_hash(program),
+        tools={
+            "shohin": version("shohin"),
+            "torch": torch.__version__,
+            "tvm": version("apache-tvm"),
+            "zig": version("ziglang"),
+            "processor": target.resolved(),
+        },
+    )
+
+
+def _write_source(plan: Plan, parts: Parts, symbols: tuple[str, ...], info: ArtifactInfo) -> None:
+    digest = hashlib.sha256()
+    with plan.constants.path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    names = SourceNames(
+        parts.name,
+        symbols,
+        tuple(spec.name for spec in info.inputs),
+        tuple(spec.name for spec in info.outputs),
+    )
+    manifest = manifest_of(info, parts.name)
+    text = write_source(plan, names, manifest, digest.hexdigest(), info.batch)
+    parts.source.write_text(text)

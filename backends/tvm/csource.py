@@ -1,0 +1,168 @@
+"""The generated C: a table of steps over the kernels, and what describes the model."""
+
+import json
+from dataclasses import dataclass
+
+from shohin.backends.tvm.lowering.memory import Placement
+from shohin.backends.tvm.lowering.operations import Value
+from shohin.backends.tvm.lowering.plan import KernelCall, Plan, dtype_text
+from shohin.ir.encodings import Json
+
+CONSTANTS_FILE = "constants.bin"
+
+_DTYPES = {
+    "float32": "SHOHIN_FLOAT32",
+    "float16": "SHOHIN_FLOAT16",
+    "int64": "SHOHIN_INT64",
+    "int32": "SHOHIN_INT32",
+    "int16": "SHOHIN_INT16",
+    "int8": "SHOHIN_INT8",
+    "uint8": "SHOHIN_UINT8",
+    "bool": "SHOHIN_BOOL",
+}
+
+_HEAD = """\
+/* Generated. Kernels are in an object file of their own; their weights follow below. */
+#include "shohin_runtime.h"
+
+"""
+
+_CONSTANTS = """\
+/* sha256 {digest} */
+__asm__(".section .rodata\\n"
+        ".balign 64\\n"
+        ".hidden {name}_constants\\n"
+        ".globl {name}_constants\\n"
+        "{name}_constants:\\n"
+        ".incbin \\"{file}\\"\\n"
+        ".byte 0\\n"
+        ".previous\\n");
+extern const char {name}_constants[];
+
+"""
+
+
+@dataclass(frozen=True)
+class SourceNames:
+    """Names that the generated source uses.
+
+    Attributes:
+        model: prefix of every symbol.
+        symbols: C symbol of each call's kernel, in order of the calls.
+        inputs: names of the inputs.
+        outputs: names of the outputs.
+    """
+
+    model: str
+    symbols: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def supports_dtype(value: Value) -> bool:
+    """Whether an input or output of that type can cross the C interface."""
+    return dtype_text(value.dtype) in _DTYPES
+
+
+def write_source(
+    plan: Plan, names: SourceNames, metadata: dict[str, Json], digest: str, batch: int
+) -> str:
+    """The whole C file.
+
+    Args:
+        plan: calls and memory.
+        names: symbols.
+        metadata: what the binary says of itself.
+        digest: hash of the constants: compilers that cache do not look into included binaries.
+        batch: compiled batch size, 0 where there is no batch axis.
+    """
+    parts = [_HEAD, _CONSTANTS.format(digest=digest, name=names.model, file=CONSTANTS_FILE)]
+    signatures = {s: len(c.arguments) for s, c in zip(names.symbols, plan.calls, strict=True)}
+    for symbol, count in signatures.items():
+        pointers = "".join("void *, " for _ in range(count))
+        parts.append(f"extern int {symbol}({pointers}int32_t, int32_t);\n")
+    parts.append("\n")
+    for index, (symbol, call) in enumerate(zip(names.symbols, plan.calls, strict=True)):
+        parts.append(_step(index, symbol, call))
+    parts.append(_steps_table(plan))
+    parts.append(_tensors("input", plan.inputs, names.inputs))
+    parts.append(_tensors("output", plan.outputs, names.outputs))
+    parts.append(_model(plan, names, metadata, batch))
+    return "".join(parts)
+
+
+def _step(index: int, symbol: str, call: KernelCall) -> str:
+    arguments = "".join(f"(void *)({_address(place)}), " for place in call.arguments)
+    return (
+        f"static void step_{index}(const shohin_frame *frame, int32_t begin, int32_t end) {{\n"
+        f"    (void)frame;\n    {symbol}({arguments}begin, end);\n}}\n"
+    )
+
+
+def _address(place: Placement) -> str:
+    buffer = place.buffer
+    if buffer.kind == "input":
+        return f"(const char *)frame->inputs[{buffer.index}] + {place.offset}"
+    if buffer.kind == "output":
+        return f"(char *)frame->outputs[{buffer.index}] + {place.offset}"
+    base = "frame->arena" if buffer.kind == "arena" else "frame->constants"
+    return f"{base} + {buffer.offset + place.offset}"
+
+
+def _steps_table(plan: Plan) -> str:
+    rows = [
+        f"    {{step_{i}, {call.extent}, {call.max_parts}, {_text(call.label)}}},\n"
+        for i, call in enumerate(plan.calls)
+    ]
+    filler = "" if rows else "    {0, 0, 0, \"\"},\n"
+    return "\nstatic const shohin_step steps[] = {\n" + "".join(rows) + filler + "};\n\n"
+
+
+def _tensors(kind: str, values: list[Value], names: tuple[str, ...]) -> str:
+    shapes, rows = [], []
+    for index, (value, name) in enumerate(zip(values, names, strict=True)):
+        sizes = ", ".join(str(size) for size in value.shape) or "0"
+        shapes.append(f"static const int64_t {kind}_shape_{index}[] = {{{sizes}}};\n")
+        dtype = _DTYPES[dtype_text(value.dtype)]
+        rows.append(
+            f"    {{{_text(name)}, {dtype}, {len(value.shape)}, {kind}_shape_{index}, "
+            f"{value.bytes}}},\n"
+        )
+    alignment = ", ".join("64" for _ in values)
+    return (
+        "".join(shapes)
+        + f"static const shohin_tensor_info {kind}s[] = {{\n{''.join(rows)}}};\n"
+        + f"static const size_t {kind}_alignment[] = {{{alignment}}};\n\n"
+    )
+
+
+def _model(plan: Plan, names: SourceNames, metadata: dict[str, Json], batch: int) -> str:
+    info = {
+        "abi_version": "SHOHIN_ABI_VERSION",
+        "name": _text(names.model),
+        "metadata": _text(json.dumps(metadata, sort_keys=True)),
+        "input_count": len(plan.inputs),
+        "output_count": len(plan.outputs),
+        "inputs": "inputs",
+        "outputs": "outputs",
+        "arena_bytes": plan.arena_bytes,
+        "constant_bytes": plan.constants.size,
+        "step_count": len(plan.calls),
+        "batch": batch,
+    }
+    fields = "".join(f"        .{name} = {value},\n" for name, value in info.items())
+    return (
+        "static const shohin_model model = {\n"
+        f"    .info = {{\n{fields}    }},\n"
+        "    .steps = steps,\n"
+        f"    .constants = {names.model}_constants,\n"
+        "    .input_alignment = input_alignment,\n"
+        "    .output_alignment = output_alignment,\n"
+        "};\n\n"
+        f"SHOHIN_DEFINE_MODEL({names.model}, model);\n"
+    )
+
+
+def _text(text: str) -> str:
+    """A C string literal; JSON's escapes are C's for ASCII text."""
+    return json.dumps(text, ensure_ascii=True).replace("??", "?\\?")

@@ -1,0 +1,105 @@
+"""From ATen nodes to a legalised Relax module.
+
+The nodes are traced down to core ATen under fake tensors, imported by TVM's importer (with
+converters of our own where it has none or is wrong) and legalised to one PrimFunc per operator.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import tvm
+from torch import fx
+from torch._decomp import core_aten_decompositions, get_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+from tvm.relax import transform
+from tvm.relax.frontend.torch import from_exported_program
+
+from shohin.backends.tvm.generic.converters import CONVERTERS
+
+_ATEN = torch.ops.aten
+_KEPT = {
+    _ATEN.upsample_nearest2d.default,
+    _ATEN.upsample_nearest2d.vec,
+    _ATEN.upsample_bilinear2d.default,
+    _ATEN.upsample_bilinear2d.vec,
+}
+"""Operators whose decomposition is worse than what converters make of them."""
+
+_SPLIT = [_ATEN.native_group_norm, _ATEN.native_batch_norm, _ATEN.upsample_nearest1d]
+"""Operators to decompose although they are core ATen."""
+
+_FLOAT_ONLY = (
+    "mm", "bmm", "matmul", "addmm", "baddbmm", "linear", "einsum", "convolution", "conv1d",
+    "conv2d", "conv3d", "_convolution",
+)  # fmt: skip
+"""Operators that TVM's importer computes in float32 whatever their inputs are."""
+
+Inputs = Sequence[tuple[tuple[int, ...], torch.dtype]]
+
+
+def trace(module: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
+    """The module in core ATen nodes with shapes in their metadata.
+
+    Args:
+        module: ATen nodes.
+        inputs: shape and type of each placeholder.
+    """
+    table = core_aten_decompositions()
+    table.update(get_decompositions(_SPLIT))
+    table = {op: rule for op, rule in table.items() if op not in _KEPT}
+    arguments = [torch.empty(shape, dtype=dtype) for shape, dtype in inputs]
+    tracer = make_fx(
+        module, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = tracer(*arguments)
+    _drop_assertions(traced)
+    return traced
+
+
+def import_region(module: fx.GraphModule, inputs: Inputs) -> Any:
+    """The region as a Relax module of TIR calls.
+
+    Args:
+        module: ATen nodes.
+        inputs: shape and type of each placeholder.
+
+    Raises:
+        ValueError: an operator would be computed in the wrong type.
+    """
+    traced = trace(module, inputs)
+    _refuse_integer_products(traced)
+    arguments = tuple(torch.empty(shape, dtype=dtype) for shape, dtype in inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(traced, arguments)
+        relax_module = from_exported_program(
+            program,
+            unwrap_unit_return_tuple=False,
+            run_ep_decomposition=False,
+            custom_convert_map=CONVERTERS,
+        )
+    passes = [transform.LegalizeOps(), transform.DeadCodeElimination(), transform.ToNonDataflow()]
+    with tvm.target.Target({"kind": "llvm"}):
+        return tvm.transform.Sequential(passes)(relax_module)
+
+
+def _drop_assertions(traced: fx.GraphModule) -> None:
+    """Shapes and types are fixed here, so what asserts them has nothing to say."""
+    for node in list(traced.graph.nodes):
+        if node.op == "call_function" and "assert" in node.name and not node.users:
+            traced.graph.erase_node(node)
+    traced.recompile()
+
+
+def _refuse_integer_products(traced: fx.GraphModule) -> None:
+    for node in traced.graph.nodes:
+        name = str(node.target).removeprefix("aten.").partition(".")[0]
+        if node.op != "call_function" or name not in _FLOAT_ONLY:
+            continue
+        value = node.meta["val"]
+        if value.dtype != torch.float32:
+            raise ValueError(f"{node.target} of {value.dtype} would be computed in float32")

@@ -1,0 +1,112 @@
+"""What every kernel template is made with: a thin vocabulary over TVM's TIR builder.
+
+A kernel is a plain C function over a range of independent work items::
+
+    int name(const T0 *a, ..., T *out, int32_t begin, int32_t end)
+
+The generated C code decides which thread runs which range, so kernels know nothing of threads,
+and every buffer is a raw pointer. Templates are built with TVM's IR builder rather than parsed
+TVMScript: the same TIR comes out, but tiles, edges and epilogues are ordinary Python functions.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812 - the name every TVM text uses
+
+LANES = 16
+"""Floats in one block of channels: one AVX-512 register, two of AVX2, four of NEON."""
+
+Expr: TypeAlias = Any
+Buffer: TypeAlias = Any
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One pointer parameter of a kernel: its name, and the array behind it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class Kernel(ABC):
+    """A kernel instance: a template with its shapes fixed. Equal kernels share their code."""
+
+    @property
+    @abstractmethod
+    def family(self) -> str:
+        """Name of the template, part of the symbol's name."""
+
+    @property
+    @abstractmethod
+    def extent(self) -> int:
+        """Number of independent work items."""
+
+    @abstractmethod
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The pointer parameters in order; the output is the last."""
+
+    @abstractmethod
+    def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
+        """Emit the code of one work item."""
+
+    @property
+    def operations(self) -> int:
+        """Rough number of scalar operations of all items, to decide whether threads pay."""
+        return 0
+
+    def build(self) -> Any:
+        """The kernel as a TIR PrimFunc over ``[begin, end)``."""
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name(self.family)
+            T.func_attr({"tirx.noalias": True})
+            buffers = tuple(
+                T.arg(p.name, T.buffer(p.shape, p.dtype, buffer_name=p.name))
+                for p in self.parameters()
+            )
+            begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
+            with T.serial(begin, end) as item:
+                self.emit(item, buffers)
+        return builder.get()
+
+
+def ramp(start: Expr, lanes: int = LANES) -> Expr:
+    """Index of `lanes` consecutive elements; a plain index where that is one."""
+    return T.ramp(start, 1, lanes) if lanes > 1 else start
+
+
+def splat(value: Expr, lanes: int = LANES) -> Expr:
+    """A scalar in every lane."""
+    return T.broadcast(value, lanes) if lanes > 1 else value
+
+
+def number(value: float, lanes: int = LANES) -> Expr:
+    """A float constant in every lane."""
+    return splat(T.float32(value), lanes)
+
+
+def local(size: int, dtype: str = "float32") -> Buffer:
+    """Scratch that lives in registers once indices are constant, on the stack otherwise."""
+    frame = T.alloc_buffer(
+        (size,), dtype, scope="local", annotations={"disable_lower_builtin": True}
+    )
+    return getattr(frame, "buffer", frame)
+
+
+def store(buffer: Buffer, indices: list[Expr], value: Expr) -> None:
+    """``buffer[indices] = value``."""
+    T.buffer_store(buffer, value, indices)
+
+
+def ceil_div(value: int, divisor: int) -> int:
+    """``ceil(value / divisor)``."""
+    return -(-value // divisor)
+
+
+def blocks(channels: int) -> int:
+    """Number of channel blocks that hold so many channels."""
+    return ceil_div(channels, LANES)

@@ -1,0 +1,179 @@
+"""Pooling in blocked layout: maximum, average, and the average over a whole image."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from shohin.backends.tvm.kernels.emit import (
+    LANES,
+    Buffer,
+    Expr,
+    Kernel,
+    Parameter,
+    local,
+    number,
+    ramp,
+    splat,
+    store,
+)
+
+
+@dataclass(frozen=True)
+class Pool2d(Kernel):
+    """One work item is one output row of one block of 16 channels.
+
+    Attributes:
+        mode: maximum or average.
+        batch: images.
+        channel_blocks: blocks of 16 channels.
+        size: input height and width.
+        output_size: output height and width (given, because rounding up depends on it).
+        kernel: height and width of a window.
+        stride: vertical and horizontal.
+        padding: top and left; the other side follows from the sizes.
+        dilation: vertical and horizontal, maximum only.
+        count_padding: whether an average counts padded zeros.
+        divisor: fixed divisor of an average, 0 for none.
+    """
+
+    mode: Literal["max", "average"]
+    batch: int
+    channel_blocks: int
+    size: tuple[int, int]
+    output_size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int] = (1, 1)
+    count_padding: bool = True
+    divisor: int = 0
+
+    @property
+    def family(self) -> str:
+        """``max_pool`` or ``average_pool``."""
+        return f"{self.mode}_pool"
+
+    @property
+    def extent(self) -> int:
+        """Images times channel blocks times output rows."""
+        return self.batch * self.channel_blocks * self.output_size[0]
+
+    @property
+    def operations(self) -> int:
+        """Elements read, a vector counted as four."""
+        pixels = self.output_size[0] * self.output_size[1] * self.kernel[0] * self.kernel[1]
+        return self.batch * self.channel_blocks * pixels * 4
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Input, output."""
+        return (
+            Parameter("x", (self.batch, self.channel_blocks, *self.size, LANES)),
+            Parameter("y", (self.batch, self.channel_blocks, *self.output_size, LANES)),
+        )
+
+    def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
+        """One output row."""
+        x, y = buffers
+        height = self.output_size[0]
+        image = T.floordiv(item, height * self.channel_blocks)
+        block = T.floormod(T.floordiv(item, height), self.channel_blocks)
+        row = T.floormod(item, height)
+        start = -3.0e38 if self.mode == "max" else 0.0
+        with T.serial(0, self.output_size[1]) as column:
+            total = local(LANES)
+            store(total, [ramp(0)], T.broadcast(T.min_value("float32"), LANES) if start else number(0.0))
+            rows, columns = self._span(row, 0), self._span(column, 1)
+            with T.serial(rows[0], rows[1]) as tap_row, T.serial(columns[0], columns[1]) as tap:
+                value = x[
+                    image,
+                    block,
+                    row * self.stride[0] - self.padding[0] + tap_row * self.dilation[0],
+                    column * self.stride[1] - self.padding[1] + tap * self.dilation[1],
+                    ramp(0),
+                ]
+                held = total[ramp(0)]
+                store(total, [ramp(0)], T.max(held, value) if self.mode == "max" else held + value)
+            result = total[ramp(0)]
+            if self.mode == "average":
+                result = result * splat(self._reciprocal(row, column, rows, columns))
+            store(y, [image, block, row, column, ramp(0)], result)
+
+    def _span(self, position: Expr, axis: int) -> tuple[Expr, Expr]:
+        """First tap inside the image, and one past the last."""
+        step = self.dilation[axis]
+        origin = position * self.stride[axis] - self.padding[axis]
+        low = T.max(0, T.floordiv(step - 1 - origin, step))
+        high = T.min(self.kernel[axis], T.floordiv(self.size[axis] - 1 - origin, step) + 1)
+        return low, high
+
+    def _reciprocal(
+        self, row: Expr, column: Expr, rows: tuple[Expr, Expr], columns: tuple[Expr, Expr]
+    ) -> Expr:
+        if self.divisor:
+            return T.float32(1.0 / self.divisor)
+        if self.count_padding:
+            count = self._padded_taps(row, 0) * self._padded_taps(column, 1)
+        else:
+            count = (rows[1] - rows[0]) * (columns[1] - columns[0])
+        return T.float32(1.0) / T.cast(count, "float32")
+
+    def _padded_taps(self, position: Expr, axis: int) -> Expr:
+        """Taps inside the padded image; a window that rounding up adds may reach past it."""
+        origin = position * self.stride[axis] - self.padding[axis]
+        return T.min(origin + self.kernel[axis], self.size[axis] + self.padding[axis]) - origin
+
+
+@dataclass(frozen=True)
+class GlobalAverage(Kernel):
+    """Average over the pixels of each channel; the result is ``[N, C/16, 1, 1, 16]``.
+
+    Attributes:
+        batch: images.
+        channel_blocks: blocks of 16 channels.
+        pixels: pixels of an image.
+    """
+
+    batch: int
+    channel_blocks: int
+    pixels: int
+
+    @property
+    def family(self) -> str:
+        """``global_average``."""
+        return "global_average"
+
+    @property
+    def extent(self) -> int:
+        """Images times channel blocks."""
+        return self.batch * self.channel_blocks
+
+    @property
+    def operations(self) -> int:
+        """Elements read, a vector counted as four."""
+        return self.extent * self.pixels * 4
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Input, output."""
+        return (
+            Parameter("x", (self.extent, self.pixels, LANES)),
+            Parameter("y", (self.extent, LANES)),
+        )
+
+    def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
+        """One block of channels, in four independent sums."""
+        x, y = buffers
+        splits = 4 if self.pixels >= 4 else 1
+        sums = local(splits * LANES)
+        for split in range(splits):
+            store(sums, [ramp(split * LANES)], number(0.0))
+        with T.serial(0, self.pixels // splits) as group:
+            for split in range(splits):
+                lane = ramp(split * LANES)
+                store(sums, [lane], sums[lane] + x[item, group * splits + split, ramp(0)])
+        for rest in range(self.pixels // splits * splits, self.pixels):
+            store(sums, [ramp(0)], sums[ramp(0)] + x[item, rest, ramp(0)])
+        total = sums[ramp(0)]
+        for split in range(1, splits):
+            total = total + sums[ramp(split * LANES)]
+        store(y, [item, ramp(0)], total * number(1.0 / self.pixels))

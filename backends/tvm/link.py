@@ -1,0 +1,140 @@
+"""Linking with the C compiler and linker of the ``ziglang`` package: no system toolchain."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+from shohin.errors import ArtifactError
+
+Form = Literal["shared", "static", "object", "executable"]
+
+SUFFIXES: dict[str, Form] = {".so": "shared", ".a": "static", ".o": "object", "": "executable"}
+"""Form of a binary by the ending of its file's name."""
+
+RUNTIME = Path(__file__).parent / "runtime"
+
+_SHARED_TRIPLE = "x86_64-linux-gnu.2.17"
+_STATIC_TRIPLE = "x86_64-linux-musl"
+_FLAGS = ("-std=c11", "-O2", "-g0", "-fvisibility=hidden", "-fPIC", "-pthread", f"-I{RUNTIME}")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a binary is linked from, all in one folder.
+
+    Attributes:
+        folder: where the files are, and where the linker runs, so that no path of this machine
+            gets into the result.
+        name: prefix of the model's symbols.
+    """
+
+    folder: Path
+    name: str
+
+    @property
+    def kernels(self) -> Path:
+        """Object file of the kernels."""
+        return self.folder / "kernels.o"
+
+    @property
+    def source(self) -> Path:
+        """Generated C."""
+        return self.folder / "model.c"
+
+
+def form_of(path: Path) -> Form:
+    """The form that a file's name asks for.
+
+    Raises:
+        ArtifactError: when its ending is none that a binary can have.
+    """
+    suffix = path.suffix if path.suffix in SUFFIXES or path.suffix != ".exe" else ""
+    if suffix not in SUFFIXES:
+        raise ArtifactError(
+            str(path),
+            f"expected a name that ends in .so, .a, .o or in nothing, got '{suffix}'",
+            "net.so is a shared library, net.a a static one, net.o an object, net an executable",
+        )
+    return SUFFIXES[suffix]
+
+
+def link(parts: Parts, form: Form, output: Path) -> None:
+    """Link a binary.
+
+    Args:
+        parts: the files.
+        form: what to make.
+        output: file to write; it is replaced only when everything went well.
+    """
+    linkers = {
+        "shared": _link_shared,
+        "static": _link_static,
+        "object": _link_object,
+        "executable": _link_executable,
+    }
+    linkers[form](parts, output.resolve())
+
+
+def _objects(parts: Parts) -> list[str]:
+    """Compile the C files, unless an earlier link did."""
+    objects = {"model.o": "model.c", "runtime.o": str(RUNTIME / "shohin_runtime.c")}
+    for name, source in objects.items():
+        if not (parts.folder / name).exists():
+            flags = [*_FLAGS, f"-DSHOHIN_NAME={parts.name}"]
+            _zig(parts, ["cc", "-target", _SHARED_TRIPLE, *flags, "-c", source, "-o", name])
+    return [*objects, parts.kernels.name]
+
+
+def _link_shared(parts: Parts, output: Path) -> None:
+    objects = _objects(parts)
+    flags = ["-shared", "-s", "-pthread", "-lm"]
+    _zig(parts, ["cc", "-target", _SHARED_TRIPLE, *objects, *flags, "-o", str(output)])
+
+
+def _link_object(parts: Parts, output: Path) -> None:
+    _zig(parts, ["cc", "-target", _SHARED_TRIPLE, "-r", *_objects(parts), "-o", str(output)])
+
+
+def _link_static(parts: Parts, output: Path) -> None:
+    output.unlink(missing_ok=True)
+    _zig(parts, ["ar", "rcsD", str(output), *_objects(parts)])
+
+
+def _link_executable(parts: Parts, output: Path) -> None:
+    sources = [str(RUNTIME / f"shohin_{part}.c") for part in ("runtime", "npy", "main")]
+    flags = [*_FLAGS, f"-DSHOHIN_NAME={parts.name}", "-static", "-s", "-lm"]
+    inputs = [parts.source.name, *sources, parts.kernels.name]
+    _zig(parts, ["cc", "-target", _STATIC_TRIPLE, *inputs, *flags, "-o", str(output)])
+
+
+def _zig(parts: Parts, arguments: Sequence[str]) -> None:
+    """Run the toolchain in the parts' folder."""
+    libraries = Path(platformdirs.user_cache_dir("shohin")) / "zig"
+    environment = {
+        **os.environ,
+        "ZIG_GLOBAL_CACHE_DIR": os.environ.get("ZIG_GLOBAL_CACHE_DIR", str(libraries)),
+        "ZIG_LOCAL_CACHE_DIR": str(parts.folder / "zig"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "ziglang", *arguments],
+        cwd=parts.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    shutil.rmtree(parts.folder / "zig", ignore_errors=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()][:8]
+        raise ArtifactError(
+            "linker",
+            f"zig {arguments[0]} failed with exit code {done.returncode}: " + " | ".join(lines),
+            "is there space left on the disk?",
+        )

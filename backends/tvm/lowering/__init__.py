@@ -1,0 +1,1 @@
+"""From a program's graph to a list of kernel calls on planned memory."""

@@ -1,0 +1,64 @@
+"""The whole lowering: select, fuse, plan, and lay out memory."""
+
+from pathlib import Path
+
+from shohin.backends.tvm.lowering import elementwise, images, layers
+from shohin.backends.tvm.lowering import operations as ops
+from shohin.backends.tvm.lowering import place_images as pi
+from shohin.backends.tvm.lowering import place_matrices as pm
+from shohin.backends.tvm.lowering import place_regions as pr
+from shohin.backends.tvm.lowering.fuse import fuse
+from shohin.backends.tvm.lowering.memory import ConstantFile, plan_arena
+from shohin.backends.tvm.lowering.operations import Operation, Operations, Region
+from shohin.backends.tvm.lowering.plan import Placer, Plan, Planner
+from shohin.backends.tvm.lowering.select import Selector
+from shohin.backends.tvm.target import CpuTarget
+from shohin.ir.program import Program
+
+HANDLERS = {**images.HANDLERS, **elementwise.HANDLERS, **layers.HANDLERS}
+
+PLACERS: dict[type[Operation], Placer] = {
+    ops.Convolution: pi.place_convolution,
+    ops.Pooling: pi.place_pooling,
+    ops.GlobalAveragePooling: pi.place_global_average,
+    ops.Concatenation: pi.place_concatenation,
+    ops.WindowCopy: pi.place_window,
+    ops.Linear: pm.place_linear,
+    ops.BatchedMatMul: pm.place_batched_matmul,
+    ops.Elementwise: pm.place_elementwise,
+    ops.SoftmaxRows: pm.place_softmax,
+    ops.LayerNormalisation: pm.place_layer_norm,
+    ops.View: pm.place_view,
+    ops.Region: pr.place_region,
+}
+
+
+def select(program: Program, batch: int) -> Operations:
+    """A program's operations at a batch size, fused.
+
+    Raises:
+        UnsupportedError: listing every node that nothing can compile.
+    """
+    operations = fuse(Selector(program, batch, HANDLERS).select())
+    pr.refuse_unsupported([op for op in operations.operations if isinstance(op, Region)])
+    return operations
+
+
+def lower(program: Program, target: CpuTarget, batch: int, constants: Path) -> Plan:
+    """Plan a binary.
+
+    Args:
+        program: what to compile.
+        target: where it will run.
+        batch: size of the symbolic batch.
+        constants: file to write packed weights to.
+
+    Raises:
+        UnsupportedError: listing every node that nothing can compile.
+    """
+    operations = select(program, batch)
+    planner = Planner(target, ConstantFile(constants), PLACERS)
+    calls = planner.plan(operations)
+    constants.touch()
+    arena = plan_arena(planner.buffers)
+    return Plan(calls, operations.inputs, operations.outputs, arena, planner.constants)

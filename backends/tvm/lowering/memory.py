@@ -1,0 +1,118 @@
+"""Where values live: constants in a file, everything else in a statically planned arena."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from shohin.backends.tvm.lowering.operations import Array
+
+ALIGNMENT = 64
+
+BufferKind = Literal["arena", "input", "output", "constant"]
+
+
+@dataclass(eq=False)
+class Buffer:
+    """A piece of memory.
+
+    Attributes:
+        kind: who owns it.
+        bytes: its size.
+        index: number of the input or output.
+        offset: place in the arena or in the constants, once known.
+        first: number of the first call that uses it.
+        last: number of the last call that uses it.
+    """
+
+    kind: BufferKind
+    bytes: int
+    index: int = 0
+    offset: int = 0
+    first: int = -1
+    last: int = -1
+
+    def touch(self, call: int) -> None:
+        """Note that a call uses the buffer."""
+        self.first = call if self.first < 0 else self.first
+        self.last = max(self.last, call)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """An array at a byte offset in a buffer."""
+
+    buffer: Buffer
+    offset: int = 0
+
+
+def align(size: int) -> int:
+    """Size rounded up to whole alignment units."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass
+class ConstantFile:
+    """Constants, written to a file as they are packed, equal ones once.
+
+    Only one packed array is in memory at a time, however large the model is.
+
+    Attributes:
+        path: the file.
+        size: bytes written so far.
+    """
+
+    path: Path
+    size: int = 0
+    _known: dict[bytes, Buffer] = field(default_factory=dict)
+
+    def add(self, array: Array) -> Placement:
+        """Append an array and give its place."""
+        data = np.ascontiguousarray(array)
+        raw = memoryview(data.reshape(-1).view(np.uint8)) if data.size else memoryview(b"")
+        digest = hashlib.sha256(raw).digest() + str(len(raw)).encode()
+        if digest not in self._known:
+            self._known[digest] = self._append(raw)
+        return Placement(self._known[digest])
+
+    def _append(self, raw: memoryview) -> Buffer:
+        start = align(self.size)
+        with self.path.open("r+b" if self.path.exists() else "w+b") as file:
+            file.seek(start)
+            file.write(raw)
+        self.size = start + len(raw)
+        return Buffer("constant", len(raw), offset=start)
+
+
+def plan_arena(buffers: list[Buffer]) -> int:
+    """Give every arena buffer an offset so that no two alive at once overlap.
+
+    Greedy by size (Pisarchyk and Lee 2020, arXiv 2001.03288): large buffers first, each at the
+    lowest offset that is free for its whole life.
+
+    Returns:
+        Size of the arena in bytes.
+    """
+    alive = [buffer for buffer in buffers if buffer.kind == "arena" and buffer.first >= 0]
+    placed: list[Buffer] = []
+    total = 0
+    for buffer in sorted(alive, key=lambda b: (-b.bytes, b.first)):
+        buffer.offset = _lowest_gap(buffer, placed)
+        placed.append(buffer)
+        total = max(total, buffer.offset + align(buffer.bytes))
+    return total
+
+
+def _lowest_gap(buffer: Buffer, placed: list[Buffer]) -> int:
+    rivals = sorted(
+        (other for other in placed if other.first <= buffer.last and buffer.first <= other.last),
+        key=lambda other: other.offset,
+    )
+    offset = 0
+    for other in rivals:
+        if other.offset - offset >= buffer.bytes:
+            break
+        offset = max(offset, other.offset + align(other.bytes))
+    return offset

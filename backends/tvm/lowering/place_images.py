@@ -1,0 +1,224 @@
+"""Planning of operations on images: which kernel, in which layout, with which packed weights."""
+
+import math
+
+import numpy as np
+import torch
+
+from shohin.backends.tvm.kernels.conv2d import Conv2d, choose_tile
+from shohin.backends.tvm.kernels.depthwise import DepthwiseConv2d
+from shohin.backends.tvm.kernels.emit import LANES, blocks
+from shohin.backends.tvm.kernels.pool import GlobalAverage, Pool2d
+from shohin.backends.tvm.kernels.window import Concat, Window
+from shohin.backends.tvm.lowering.operations import (
+    Array,
+    Concatenation,
+    Convolution,
+    GlobalAveragePooling,
+    Pooling,
+    WindowCopy,
+)
+from shohin.backends.tvm.lowering.plan import (
+    Planner,
+    blocked_bytes,
+    dtype_text,
+    kernel_steps,
+    numpy_of,
+    padded,
+)
+
+_PLAIN_CHANNELS = 4
+"""Most input channels read from plain layout; beyond, padding to 16 costs less than it saves."""
+
+
+def place_convolution(planner: Planner, op: Convolution) -> None:
+    """A convolution: depthwise, grouped in whole blocks, or dense."""
+    channels, filters = op.x.shape[1], op.output.shape[1]
+    if op.groups == channels == filters and channels > 1:
+        _place_depthwise(planner, op)
+        return
+    weight, groups = _merge_groups(numpy_of(op.weight), op.groups, channels)
+    plain = groups == 1 and channels <= _PLAIN_CHANNELS and planner.has_plain(op.x)
+    padded_filters = blocks(filters) * LANES
+    size, positions = _fold_pixels(planner, op, weight)
+    kernel = Conv2d(
+        batch=op.x.shape[0],
+        channels=channels if plain else blocks(channels) * LANES,
+        filters=padded_filters,
+        size=size,
+        kernel=(weight.shape[2], weight.shape[3]),
+        stride=op.stride,
+        padding=op.padding,
+        dilation=op.dilation,
+        groups=groups,
+        plain_input=plain,
+        tile=choose_tile(
+            positions, padded_filters // LANES // groups, planner.target.accumulators()
+        ),
+        steps=kernel_steps(op),
+    )
+    arguments = [
+        planner.plain(op.x) if plain else planner.blocked(op.x),
+        planner.constant(_pack_filters(weight, kernel)),
+        planner.constant(_bias(op, padded_filters)),
+        *planner.operands(op, blocked=True, width=padded_filters),
+        planner.define_blocked(op.output),
+    ]
+    planner.call(kernel, arguments, op.label)
+
+
+def _bias(op: Convolution, width: int) -> Array:
+    numbers = numpy_of(op.bias) if op.bias is not None else np.zeros(0, np.float32)
+    return padded(numbers, width)
+
+
+def _merge_groups(weight: Array, groups: int, channels: int) -> tuple[Array, int]:
+    """Join groups until each has whole blocks of channels; other groups' weights are zero."""
+    per_group, filters = channels // groups, weight.shape[0] // groups
+    if groups == 1:
+        return weight, 1
+    join = next(
+        (
+            count
+            for count in range(1, groups + 1)
+            if groups % count == 0
+            and count * per_group % LANES == 0
+            and count * filters % LANES == 0
+        ),
+        groups,
+    )
+    if join == 1:
+        return weight, groups
+    merged: Array = np.zeros((weight.shape[0], per_group * join, *weight.shape[2:]), weight.dtype)
+    for group in range(groups):
+        rows = slice(group * filters, (group + 1) * filters)
+        first = group % join * per_group
+        merged[rows, first : first + per_group] = weight[rows]
+    return merged, groups // join
+
+
+def _fold_pixels(planner: Planner, op: Convolution, weight: Array) -> tuple[tuple[int, int], int]:
+    """Rows of a 1 x 1 convolution joined to longer ones, which fill tiles better.
+
+    Returns:
+        Height and width that the kernel sees, and output pixels in a row.
+    """
+    height, width = op.x.shape[2], op.x.shape[3]
+    pointwise = weight.shape[2:] == (1, 1) and op.stride == (1, 1) and not any(op.padding)
+    if not pointwise:
+        return (height, width), op.output.shape[3]
+    filter_blocks = blocks(op.output.shape[1])
+    for rows in sorted(_divisors(height)):
+        items = rows * max(1, filter_blocks // 4) * op.x.shape[0]
+        if items >= 4 * planner.target.threads:
+            return (rows, height * width // rows), height * width // rows
+    return (height, width), width
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _pack_filters(weight: Array, kernel: Conv2d) -> Array:
+    """``[O, C/groups, KH, KW]`` to ``[O/NR, C/16, KH, KW, 16, NR]``, zeros where ragged."""
+    tiles, input_blocks, rows, columns, lanes, nr = kernel.weight_shape()
+    full: Array = np.zeros((tiles * nr, input_blocks * lanes, rows, columns), np.float32)
+    full[: weight.shape[0], : weight.shape[1]] = weight
+    split = full.reshape(tiles, nr, input_blocks, lanes, rows, columns)
+    return np.ascontiguousarray(split.transpose(0, 2, 4, 5, 3, 1))
+
+
+def _place_depthwise(planner: Planner, op: Convolution) -> None:
+    channels = blocks(op.x.shape[1]) * LANES
+    tile = choose_tile(op.output.shape[3], 1, min(12, planner.target.accumulators()), 1)
+    kernel = DepthwiseConv2d(
+        batch=op.x.shape[0],
+        channels=channels,
+        size=(op.x.shape[2], op.x.shape[3]),
+        kernel=(int(op.weight.shape[2]), int(op.weight.shape[3])),
+        stride=op.stride,
+        padding=op.padding,
+        dilation=op.dilation,
+        width=tile.width,
+        steps=kernel_steps(op),
+    )
+    weight: Array = np.zeros((channels, *kernel.kernel), np.float32)
+    weight[: op.x.shape[1]] = numpy_of(op.weight)[:, 0]
+    packed = weight.reshape(channels // LANES, LANES, *kernel.kernel).transpose(0, 2, 3, 1)
+    arguments = [
+        planner.blocked(op.x),
+        planner.constant(np.ascontiguousarray(packed)),
+        planner.constant(_bias(op, channels)),
+        *planner.operands(op, blocked=True, width=channels),
+        planner.define_blocked(op.output),
+    ]
+    planner.call(kernel, arguments, op.label)
+
+
+def place_pooling(planner: Planner, op: Pooling) -> None:
+    """Windows in blocked layout."""
+    batch, channels, height, width = op.x.shape
+    kernel = Pool2d(
+        op.mode,
+        batch,
+        blocks(channels),
+        (height, width),
+        (op.output.shape[2], op.output.shape[3]),
+        op.kernel,
+        op.stride,
+        op.padding,
+        op.dilation,
+        op.count_padding,
+        op.divisor,
+    )
+    planner.call(kernel, [planner.blocked(op.x), planner.define_blocked(op.output)], op.label)
+
+
+def place_global_average(planner: Planner, op: GlobalAveragePooling) -> None:
+    """One number a channel, still blocked."""
+    batch, channels, height, width = op.x.shape
+    kernel = GlobalAverage(batch, blocks(channels), height * width)
+    planner.call(kernel, [planner.blocked(op.x), planner.define_blocked(op.output)], op.label)
+
+
+def place_concatenation(planner: Planner, op: Concatenation) -> None:
+    """Blocked along whole blocks of channels, else plain."""
+    whole = [part for part in op.parts if part.elements]
+    if _joins_blocks(planner, op):
+        lengths = tuple(blocked_bytes(part) // 4 // part.shape[0] for part in whole)
+        places = [planner.blocked(part) for part in whole]
+        y = planner.define_blocked(op.output)
+        planner.call(Concat(op.output.shape[0], lengths), [*places, y], op.label)
+        return
+    outer = math.prod(op.output.shape[: op.axis])
+    lengths = tuple(math.prod(part.shape[op.axis :]) for part in whole)
+    places = [planner.plain(part) for part in whole]
+    kernel = Concat(outer, lengths, dtype_text(op.output.dtype))
+    planner.call(kernel, [*places, planner.define_plain(op.output)], op.label)
+
+
+def _joins_blocks(planner: Planner, op: Concatenation) -> bool:
+    image = len(op.output.shape) == 4 and op.output.dtype == torch.float32
+    return (
+        image
+        and op.axis == 1
+        and all(part.shape[1] % LANES == 0 for part in op.parts[:-1])
+        and all(planner.has_blocked(part) for part in op.parts)
+    )
+
+
+def place_window(planner: Planner, op: WindowCopy) -> None:
+    """Slices and paddings, one copy in blocked layout."""
+    kernel = Window(
+        op.x.shape[0],
+        op.x.shape[1],
+        (op.x.shape[2], op.x.shape[3]),
+        op.output.shape[1],
+        (op.output.shape[2], op.output.shape[3]),
+        op.start,
+        op.step,
+        op.value,
+    )
+    planner.call(kernel, [planner.blocked(op.x), planner.define_blocked(op.output)], op.label)
+
+

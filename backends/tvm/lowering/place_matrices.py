@@ -1,0 +1,147 @@
+"""Planning of matrix products, normalisations, element-wise chains, views and regions."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from shohin.backends.tvm.kernels.emit import LANES, blocks
+from shohin.backends.tvm.kernels.layout import Transpose
+from shohin.backends.tvm.kernels.matmul import MatMul, choose_matrix_tile
+from shohin.backends.tvm.kernels.normalise import LayerNorm, Softmax
+from shohin.backends.tvm.kernels.pointwise import Pointwise
+from shohin.backends.tvm.lowering.memory import Placement
+from shohin.backends.tvm.lowering.operations import (
+    Array,
+    BatchedMatMul,
+    Elementwise,
+    LayerNormalisation,
+    Linear,
+    SoftmaxRows,
+    Value,
+    View,
+)
+from shohin.backends.tvm.lowering.plan import Planner, kernel_steps, numpy_of, padded
+
+
+def place_linear(planner: Planner, op: Linear) -> None:
+    """A fully connected layer; one behind a flattened image takes the image as it lies."""
+    weight = numpy_of(op.weight)
+    image = planner.flattened_image(op.x)
+    if image is not None:
+        weight = _permute_columns(weight, image)
+        x = planner.blocked(image)
+    else:
+        x = planner.plain(op.x)
+    columns, depth = weight.shape
+    rows = math.prod(op.output.shape[:-1])
+    tile = choose_matrix_tile(rows, columns, planner.target.accumulators())
+    kernel = MatMul(
+        1, rows, depth, columns, True, op.bias is not None, tile, steps=kernel_steps(op)
+    )
+    arguments = [x, planner.constant(_pack_rows(weight, kernel))]
+    if op.bias is not None:
+        arguments.append(planner.constant(padded(numpy_of(op.bias), kernel.padded_columns)))
+    arguments += planner.operands(op, blocked=False, width=kernel.padded_columns)
+    planner.call(kernel, [*arguments, planner.define_plain(op.output)], op.label)
+
+
+def _permute_columns(weight: Array, image: Value) -> Array:
+    """Columns in the order of a blocked image; columns of missing channels are zero."""
+    _, channels, height, width = image.shape
+    count = blocks(channels)
+    full: Array = np.zeros((weight.shape[0], count * LANES, height * width), np.float32)
+    full[:, :channels] = weight.reshape(weight.shape[0], channels, height * width)
+    split = full.reshape(weight.shape[0], count, LANES, height * width)
+    return split.transpose(0, 1, 3, 2).reshape(weight.shape[0], -1)
+
+
+def _pack_rows(weight: Array, kernel: MatMul) -> Array:
+    """``[N, K]`` to ``[N/NR, K, NR]``, zeros where ragged."""
+    tiles, depth, nr = kernel.weight_shape()
+    packed: Array = np.zeros((tiles, depth, nr), np.float32)
+    for tile in range(tiles):
+        rows = weight[tile * nr : (tile + 1) * nr]
+        packed[tile, :, : rows.shape[0]] = rows.T
+    return packed
+
+
+def place_batched_matmul(planner: Planner, op: BatchedMatMul) -> None:
+    """A product of two computed arrays."""
+    batch = math.prod(op.output.shape[:-2])
+    rows, columns = op.output.shape[-2:]
+    depth = op.a.shape[-1]
+    b = planner.plain(op.b)
+    if op.transpose_b:
+        b = _transposed(planner, op, b, (batch, columns, depth))
+    tile = choose_matrix_tile(rows, columns, planner.target.accumulators())
+    kernel = MatMul(
+        batch,
+        rows,
+        depth,
+        columns,
+        False,
+        False,
+        replace(tile, splits=1),
+        op.scale,
+        kernel_steps(op),
+    )
+    operands = planner.operands(op, blocked=False, width=kernel.padded_columns)
+    arguments = [planner.plain(op.a), b, *operands, planner.define_plain(op.output)]
+    planner.call(kernel, arguments, op.label)
+
+
+def _transposed(
+    planner: Planner, op: BatchedMatMul, b: Placement, shape: tuple[int, int, int]
+) -> Placement:
+    y = planner.new_buffer(op.b.bytes)
+    planner.call(Transpose(*shape), [b, y], f"{op.label}: transpose")
+    return y
+
+
+def place_elementwise(planner: Planner, op: Elementwise) -> None:
+    """A chain that no producer took, in the layout its input has."""
+    shape = op.x.shape
+    image = len(shape) == 4
+    if image and planner.has_blocked(op.x):
+        count = blocks(shape[1])
+        kernel = Pointwise(shape[0], count, shape[2] * shape[3] * LANES, "lanes", kernel_steps(op))
+        x = planner.blocked(op.x)
+        operands = planner.operands(op, blocked=True, width=count * LANES)
+        planner.call(kernel, [x, *operands, planner.define_blocked(op.output)], op.label)
+        return
+    if image:
+        kernel = Pointwise(shape[0], shape[1], shape[2] * shape[3], "rows", kernel_steps(op))
+    else:
+        width = shape[-1] if shape else 1
+        kernel = Pointwise(math.prod(shape[:-1]), 1, width, "inner", kernel_steps(op))
+    x = planner.plain(op.x)
+    width = shape[1] if image else kernel.inner
+    operands = planner.operands(op, blocked=False, width=width)
+    planner.call(kernel, [x, *operands, planner.define_plain(op.output)], op.label)
+
+
+def place_softmax(planner: Planner, op: SoftmaxRows) -> None:
+    """Rows of the last axis."""
+    columns = op.x.shape[-1]
+    kernel = Softmax(op.x.elements // max(1, columns), columns, op.logarithm)
+    planner.call(kernel, [planner.plain(op.x), planner.define_plain(op.output)], op.label)
+
+
+def place_layer_norm(planner: Planner, op: LayerNormalisation) -> None:
+    """Rows of the normalised axes."""
+    affine = op.weight is not None or op.bias is not None
+    kernel = LayerNorm(op.x.elements // op.columns, op.columns, op.epsilon, affine)
+    numbers: list[Placement] = []
+    if affine:
+        ones: Array = np.ones(op.columns, np.float32)
+        weight = ones if op.weight is None else numpy_of(op.weight).reshape(-1)
+        bias = ones * 0 if op.bias is None else numpy_of(op.bias).reshape(-1)
+        numbers = [planner.constant(weight), planner.constant(bias)]
+    x = planner.plain(op.x)
+    planner.call(kernel, [x, *numbers, planner.define_plain(op.output)], op.label)
+
+
+def place_view(planner: Planner, op: View) -> None:
+    """Nothing to compute; where the elements lie is found out when they are read."""
+    planner.define_view(op.output, op.x, op.offset)

@@ -1,0 +1,286 @@
+"""Planning: a layout for every value, a kernel for every operation, a place for every array."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from shohin.backends.tvm.kernels.emit import LANES, Kernel, blocks
+from shohin.backends.tvm.kernels.epilogue import Step
+from shohin.backends.tvm.kernels.layout import Copy, ToBlocked, ToPlain
+from shohin.backends.tvm.lowering.memory import ALIGNMENT, Buffer, ConstantFile, Placement
+from shohin.backends.tvm.lowering.operations import Array, Operation, Operations, Value
+from shohin.backends.tvm.target import CpuTarget
+
+WORTH_SPLITTING = 16_000
+"""Operations from which on a second thread saves more than the barrier costs."""
+
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One step of a binary.
+
+    Attributes:
+        kernel: a template instance, or the TIR function of a region.
+        arguments: arrays in the order of the kernel's parameters.
+        extent: work items.
+        max_parts: most threads that may share the items.
+        label: text for profiles.
+        operations: scalar operations, roughly.
+    """
+
+    kernel: Any
+    arguments: tuple[Placement, ...]
+    extent: int
+    max_parts: int
+    label: str
+    operations: int
+
+
+@dataclass
+class Plan:
+    """Everything that a binary does, in order, and where its arrays are.
+
+    Attributes:
+        calls: the kernel calls in order.
+        inputs: the program's inputs.
+        outputs: the program's outputs.
+        arena_bytes: size of the arena.
+        constants: the file of constants.
+    """
+
+    calls: list[KernelCall]
+    inputs: list[Value]
+    outputs: list[Value]
+    arena_bytes: int
+    constants: ConstantFile
+
+
+Placer = Callable[["Planner", Any], None]
+
+
+@dataclass
+class Planner:
+    """Turns operations into kernel calls, converting layouts only where it must.
+
+    A value is *plain* (row-major, as in PyTorch) or *blocked* (``[N, C/16, H, W, 16]``, images
+    only), or both once something asked for the other form.
+
+    Attributes:
+        target: where the code will run.
+        constants: where packed weights go.
+        placers: how to plan each kind of operation.
+    """
+
+    target: CpuTarget
+    constants: ConstantFile
+    placers: dict[type[Operation], Placer]
+    calls: list[KernelCall] = field(default_factory=list)
+    buffers: list[Buffer] = field(default_factory=list)
+    _plain: dict[Value, Placement] = field(default_factory=dict)
+    _blocked: dict[Value, Placement] = field(default_factory=dict)
+    _views: dict[Value, tuple[Value, int]] = field(default_factory=dict)
+
+    def plan(self, operations: Operations) -> list[KernelCall]:
+        """Plan every operation, and put the outputs where the caller wants them."""
+        for index, value in enumerate(operations.inputs):
+            self._plain[value] = Placement(Buffer("input", value.bytes, index))
+        for operation in operations.operations:
+            self.placers[type(operation)](self, operation)
+        for index, value in enumerate(operations.outputs):
+            self._place_output(index, value)
+        return self.calls
+
+    def call(
+        self, kernel: Kernel, arguments: list[Placement], label: str
+    ) -> None:
+        """Append a call of a template instance."""
+        self.call_function(kernel, arguments, kernel.extent, kernel.operations, label)
+
+    def call_function(
+        self,
+        function: Any,
+        arguments: list[Placement],
+        extent: int,
+        operations: int,
+        label: str,
+    ) -> None:
+        """Append a call, noting what it keeps alive."""
+        for argument in arguments:
+            argument.buffer.touch(len(self.calls))
+        parts = max(1, extent) if operations >= WORTH_SPLITTING else 1
+        self.calls.append(
+            KernelCall(function, tuple(arguments), extent, parts, label, operations)
+        )
+
+    def new_buffer(self, size: int) -> Placement:
+        """Fresh memory in the arena."""
+        buffer = Buffer("arena", max(1, size))
+        self.buffers.append(buffer)
+        return Placement(buffer)
+
+    def constant(self, array: Array) -> Placement:
+        """A packed constant."""
+        return self.constants.add(array)
+
+    def define_plain(self, value: Value) -> Placement:
+        """Memory for a value about to be computed in plain layout."""
+        self._plain[value] = self.new_buffer(value.bytes)
+        return self._plain[value]
+
+    def define_blocked(self, value: Value) -> Placement:
+        """Memory for an image about to be computed in blocked layout."""
+        self._blocked[value] = self.new_buffer(blocked_bytes(value))
+        return self._blocked[value]
+
+    def define_view(self, value: Value, source: Value, offset: int) -> None:
+        """Make a value the elements of another from an offset on."""
+        self._views[value] = (source, offset)
+
+    def place_plain(self, value: Value, placement: Placement) -> None:
+        """Say where a value lies in plain layout."""
+        self._plain[value] = placement
+
+    def has_blocked(self, value: Value) -> bool:
+        """Whether the value exists in blocked layout, itself or as what it views."""
+        source = self._same_image(value)
+        return value in self._blocked or (source is not None and self.has_blocked(source))
+
+    def has_plain(self, value: Value) -> bool:
+        """Whether the value exists in plain layout without a conversion."""
+        if value in self._plain or value.constant is not None:
+            return True
+        viewed = self._views.get(value)
+        return viewed is not None and self.has_plain(viewed[0])
+
+    def _same_image(self, value: Value) -> Value | None:
+        source, offset = self._views.get(value, (value, 0))
+        return source if source is not value and offset == 0 and source.shape == value.shape else None
+
+    def flattened_image(self, value: Value) -> Value | None:
+        """The image that a matrix is the flattened form of, if that is only there blocked."""
+        source, offset = self._views.get(value, (value, 0))
+        if source is value or offset:
+            return None
+        if len(source.shape) == 4 and self.has_blocked(source) and not self.has_plain(source):
+            flat = (source.shape[0], source.elements // max(1, source.shape[0]))
+            return source if value.shape == flat else None
+        return self.flattened_image(source) if source.shape == value.shape else None
+
+    def plain(self, value: Value) -> Placement:
+        """The value in plain layout, converted if need be."""
+        if value not in self._plain:
+            self._plain[value] = self._make_plain(value)
+        return self._plain[value]
+
+    def _make_plain(self, value: Value) -> Placement:
+        if value.constant is not None:
+            return self.constant(numpy_of(value.constant))
+        if value in self._views:
+            return self._view(value, *self._views[value])
+        blocked = self._blocked[value]
+        batch, channels, height, width = value.shape
+        if height * width == 1 and (channels % LANES == 0 or batch == 1):
+            return blocked
+        y = self.new_buffer(value.bytes)
+        self.call(ToPlain(batch, channels, height * width), [blocked, y], f"{value.name}: to plain")
+        return y
+
+    def _view(self, value: Value, source: Value, offset: int) -> Placement:
+        base = self.plain(source)
+        shift = offset * value.dtype.itemsize
+        if shift % ALIGNMENT == 0:
+            return Placement(base.buffer, base.offset + shift)
+        return self._copy(value, base, source.elements, offset)
+
+    def _copy(self, value: Value, source: Placement, size: int, offset: int) -> Placement:
+        y = self.new_buffer(value.bytes)
+        kernel = Copy(size, offset, value.elements, dtype_text(value.dtype))
+        self.call(kernel, [source, y], f"{value.name}: copy")
+        return y
+
+    def blocked(self, value: Value) -> Placement:
+        """The image in blocked layout, converted if need be."""
+        if value not in self._blocked:
+            source = self._same_image(value)
+            if source is not None and self.has_blocked(source):
+                self._blocked[value] = self.blocked(source)
+            else:
+                self._blocked[value] = self._make_blocked(value)
+        return self._blocked[value]
+
+    def _make_blocked(self, value: Value) -> Placement:
+        x = self.plain(value)
+        batch, channels, height, width = value.shape
+        if height * width == 1 and channels % LANES == 0:
+            return x
+        y = self.new_buffer(blocked_bytes(value))
+        kernel = ToBlocked(batch, channels, height * width)
+        self.call(kernel, [x, y], f"{value.name}: to blocked")
+        return y
+
+    def operands(self, operation: Operation, blocked: bool, width: int) -> list[Placement]:
+        """Places of the second operands of an operation's steps.
+
+        Args:
+            operation: whose steps.
+            blocked: whether full operands are needed in blocked layout.
+            width: length that per-channel operands are padded to with zeros.
+        """
+        places = []
+        for step in operation.steps:
+            if step.operand is None:
+                continue
+            if step.step.operand == "channel":
+                places.append(self.constant(padded(_numbers(step.operand), width)))
+            else:
+                places.append(self.blocked(step.operand) if blocked else self.plain(step.operand))
+        return places
+
+    def _place_output(self, index: int, value: Value) -> None:
+        """Let the last kernel write to the caller's memory, or copy there."""
+        place = self.plain(value)
+        buffer = place.buffer
+        if buffer.kind == "arena" and place.offset == 0 and buffer.bytes == value.bytes:
+            buffer.kind, buffer.index = "output", index
+            return
+        y = Placement(Buffer("output", value.bytes, index))
+        kernel = Copy(value.elements, 0, value.elements, dtype_text(value.dtype))
+        self.call(kernel, [place, y], f"{value.name}: copy to output")
+
+
+def blocked_bytes(value: Value) -> int:
+    """Size of an image in blocked layout."""
+    batch, channels, height, width = value.shape
+    return batch * blocks(channels) * LANES * height * width * value.dtype.itemsize
+
+
+def padded(numbers: Array, width: int) -> Array:
+    """A vector with zeros behind it."""
+    result: Array = np.zeros(width, dtype=numbers.dtype)
+    result[: numbers.size] = numbers.reshape(-1)
+    return result
+
+
+def numpy_of(tensor: torch.Tensor) -> Array:
+    """A tensor's numbers; bool and integer types keep their width."""
+    array: Array = tensor.detach().contiguous().numpy()
+    return array
+
+
+def _numbers(value: Value) -> Array:
+    if value.constant is None:
+        raise ValueError(f"{value.name} is not a constant")
+    return numpy_of(value.constant)
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    """TVM's name of an element type."""
+    return str(dtype).removeprefix("torch.")
+
+
+def kernel_steps(operation: Operation) -> tuple[Step, ...]:
+    """The steps of an operation as kernels take them."""
+    return tuple(step.step for step in operation.steps)

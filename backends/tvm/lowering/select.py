@@ -1,0 +1,186 @@
+"""Instruction selection: from ATen nodes at concrete sizes to the backend's operations.
+
+Each operator has a handler that either emits operations or declines, saying so by returning
+False; runs of declined nodes become regions, which TVM's own legalisation compiles.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+
+from shohin.backends.tvm.lowering.operations import Operation, Operations, Region, Value
+from shohin.errors import UnsupportedError
+from shohin.ir.annotations import Origin, annotation
+from shohin.ir.program import Program, tensor_of
+from shohin.ir.shapes import fake_values
+from shohin.passes.patterns import argument
+
+Handler: TypeAlias = Callable[["Selector", fx.Node], bool]
+
+
+class Selector:
+    """Walks a graph once and collects operations.
+
+    Args:
+        program: what to select for.
+        batch: size of the symbolic batch.
+        handlers: emitters by operator.
+    """
+
+    def __init__(self, program: Program, batch: int, handlers: dict[Any, Handler]) -> None:
+        self.program = program
+        self.handlers = handlers
+        self.fakes = fake_values(program.module, program.inputs, batch)
+        self.values: dict[fx.Node, Value] = {}
+        self.operations: list[Operation] = []
+        self._pending: list[fx.Node] = []
+        self._constants: dict[str, Value] = {}
+
+    def select(self) -> Operations:
+        """The whole program as operations."""
+        inputs = []
+        outputs: list[Value] = []
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                inputs.append(self._define(node))
+            elif node.op == "get_attr":
+                self.values[node] = self.constant(str(node.target))
+            elif node.op == "output":
+                self._flush()
+                outputs = [self.value(result) for result in _flatten(node.args[0])]
+            elif self._computes_tensor(node):
+                self._select_node(node)
+        return Operations(inputs, outputs, self.operations)
+
+    def _select_node(self, node: fx.Node) -> None:
+        handler = self.handlers.get(node.target)
+        if handler is not None and self._settled(node) and handler(self, node):
+            return
+        self._pending.append(node)
+
+    def _settled(self, node: fx.Node) -> bool:
+        """Whether the node's inputs are computed once the pending region is emitted."""
+        self._flush_if_needed(node)
+        return all(n in self.values or not self._computes_tensor(n) for n in node.all_input_nodes)
+
+    def _flush_if_needed(self, node: fx.Node) -> None:
+        if any(n in self._pending for n in node.all_input_nodes):
+            self._flush()
+
+    def _computes_tensor(self, node: fx.Node) -> bool:
+        fake = self.fakes[node]
+        return isinstance(fake, Tensor) or (
+            isinstance(fake, (tuple, list)) and any(isinstance(item, Tensor) for item in fake)
+        )
+
+    def value(self, node: object) -> Value:
+        """The value a node computes."""
+        if not isinstance(node, fx.Node) or node not in self.values:
+            raise UnsupportedError(
+                f"output '{node}'", "expected a tensor that the graph computes, got something else"
+            )
+        return self.values[node]
+
+    def constant(self, name: str) -> Value:
+        """The value of a weight."""
+        if name not in self._constants:
+            tensor = tensor_of(self.program.module, name).detach()
+            self._constants[name] = Value(name, tuple(tensor.shape), tensor.dtype, tensor)
+        return self._constants[name]
+
+    def _define(self, node: fx.Node) -> Value:
+        fake = self.fakes[node]
+        if not isinstance(fake, Tensor):
+            raise UnsupportedError(f"node '{node.name}'", f"computes a {type(fake).__name__}")
+        value = Value(node.name, tuple(int(s) for s in fake.shape), fake.dtype)
+        self.values[node] = value
+        return value
+
+    def result(self, node: fx.Node) -> Value:
+        """A new value for what the node computes."""
+        return self._define(node)
+
+    def temporary(self, node: fx.Node, suffix: str, shape: tuple[int, ...]) -> Value:
+        """A value of no node of its own, e.g. a transposed operand."""
+        return Value(f"{node.name}_{suffix}", shape, torch.float32)
+
+    def emit(self, operation: Operation) -> None:
+        """Append an operation."""
+        self.operations.append(operation)
+
+    def label(self, node: fx.Node, what: str) -> str:
+        """Text for profiles: the source module and what is computed."""
+        origin = annotation(node, Origin)
+        module = origin.module if origin and origin.module else node.name
+        return f"{module}: {what}"
+
+    def argument(self, node: fx.Node, name: str, default: Any = None) -> Any:
+        """An operator's argument with every symbolic number made concrete."""
+        return self.concrete(argument(node, name, default))
+
+    def concrete(self, item: Any) -> Any:
+        """Nodes that compute numbers replaced by the numbers, in nested lists too."""
+        if isinstance(item, fx.Node):
+            fake = self.fakes[item]
+            return item if self._computes_tensor(item) else _plain_number(fake)
+        if isinstance(item, (list, tuple)):
+            return [self.concrete(part) for part in item]
+        return item
+
+    def tensor(self, node: fx.Node, name: str) -> Value | None:
+        """The value of a tensor argument, or None where it was not given."""
+        found = argument(node, name)
+        return self.values.get(found) if isinstance(found, fx.Node) else None
+
+    def _flush(self) -> None:
+        """Emit the pending nodes as a region."""
+        if self._pending:
+            nodes, self._pending = self._pending, []
+            self.operations.append(self._region(nodes))
+
+    def _region(self, nodes: list[fx.Node]) -> Region:
+        inside = set(nodes)
+        outer = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside)
+        tensors = [n for n in outer if self._computes_tensor(n)]
+        graph = fx.Graph()
+        copies: dict[fx.Node, Any] = {n: graph.placeholder(n.name) for n in tensors}
+        copies |= {n: self.concrete(n) for n in outer if n not in copies}
+        for node in nodes:
+            copies[node] = self._copy_concrete(graph, node, copies)
+        results = [
+            node
+            for node in nodes
+            if isinstance(self.fakes[node], Tensor) and any(u not in inside for u in node.users)
+        ]
+        graph.output(tuple(copies[node] for node in results))
+        values = [self.values[n] for n in tensors]
+        defined = [self._define(node) for node in results]
+        label = self.label(nodes[-1], "+".join(_short_name(node) for node in nodes[:6]))
+        module = fx.GraphModule(torch.nn.Module(), graph)
+        return Region(defined[0], label, module, values, defined, nodes)
+
+    def _copy_concrete(
+        self, graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any]
+    ) -> fx.Node:
+        """Copy a node; numbers that the program computes become the numbers they are here."""
+
+        def resolve(used: fx.Node) -> Any:
+            return copies[used] if self._computes_tensor(used) else self.concrete(used)
+
+        arguments = fx.node.map_arg(node.args, resolve)
+        keywords = fx.node.map_arg(node.kwargs, resolve)
+        return graph.create_node(node.op, node.target, arguments, keywords, node.name)
+
+
+def _plain_number(fake: object) -> object:
+    return int(fake) if isinstance(fake, torch.SymInt) else fake
+
+
+def _flatten(results: Any) -> list[Any]:
+    return list(results) if isinstance(results, (list, tuple)) else [results]
+
+
+def _short_name(node: fx.Node) -> str:
+    return str(node.target).removeprefix("aten.").partition(".")[0]

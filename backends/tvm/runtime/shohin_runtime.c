@@ -1,0 +1,598 @@
+/*
+ * shohin_runtime.c: runs the steps of a model on a fixed group of threads.
+ *
+ * The caller of a run is thread 0 and leads; the other threads ("workers") belong to the
+ * instance. Steps run in order. A step that is split ("parallel") is one fork and one join: the
+ * leader publishes the next ticket, every thread computes its part, every worker publishes the
+ * ticket as finished, and the leader waits for all of them. Steps that are not split run on the
+ * leader between a join and the next fork, so they need no synchronisation of their own, and
+ * two parallel steps in a row are separated by exactly one barrier.
+ *
+ * Ordering: what the leader wrote before a fork is visible to the workers through the
+ * release/acquire pair on `ticket`; what a worker wrote is visible to the leader through the pair
+ * on `finished`, and to the other workers through the leader's next fork.
+ */
+#if defined(__linux__)
+#define _GNU_SOURCE /* sched_getaffinity */
+#elif defined(__APPLE__)
+#define _DARWIN_C_SOURCE /* _SC_NPROCESSORS_ONLN */
+#else
+#define _POSIX_C_SOURCE 200809L
+#endif
+
+#include "shohin_runtime.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef SHOHIN_NAME
+#error "compile shohin_runtime.c with -DSHOHIN_NAME=<name of the model>"
+#endif
+
+#define JOIN_(NAME, SUFFIX) NAME##_shohin_##SUFFIX
+#define JOIN(NAME, SUFFIX) JOIN_(NAME, SUFFIX)
+#define RUNTIME(SUFFIX) JOIN(SHOHIN_NAME, SUFFIX)
+
+SHOHIN_DECLARE_RUNTIME(SHOHIN_NAME);
+
+enum {
+    ARENA_ALIGNMENT = 64,
+    /* Two 64-byte lines: x86 fetches lines in pairs, and some ARM cores have 128-byte lines. */
+    CACHE_LINE = 128,
+    /* musl gives threads 128 KiB by default, too little for kernels with local tiles. */
+    WORKER_STACK_BYTES = 2 << 20,
+    /* Polls before a wait inside a run gives its processor away: some tens of microseconds. */
+    POLLS_BEFORE_YIELD = 2048,
+    /* The same when there are more threads than processors: the awaited thread needs this one. */
+    POLLS_BEFORE_YIELD_CROWDED = 16,
+    /* How long a worker stays awake after a run, so that a prompt next run starts quickly. */
+    LINGER_NANOSECONDS = 50 * 1000,
+    POLLS_PER_CLOCK_READING = 32
+};
+
+typedef struct worker {
+    _Alignas(CACHE_LINE) atomic_uint finished; /* last ticket done; written by the worker only */
+    _Alignas(CACHE_LINE) pthread_t thread;     /* off the polled line */
+    shohin_instance *instance;
+    int32_t index; /* 1 .. threads - 1: which part of each step it computes */
+} worker;
+
+struct shohin_instance {
+    /* Written by the leader only and polled by all workers, hence alone on their line. */
+    _Alignas(CACHE_LINE) atomic_uint ticket; /* counts forks; wraps around harmlessly */
+    atomic_uint run;                         /* counts runs; a change wakes the workers */
+
+    _Alignas(CACHE_LINE) atomic_flag in_use;
+    atomic_bool stop;
+    atomic_int asleep; /* workers that block on `wake` or are about to */
+    pthread_mutex_t mutex;
+    pthread_cond_t wake;
+
+    /* Fixed at creation. */
+    const shohin_model *model;
+    int32_t threads;
+    int32_t polls_before_yield;
+    int64_t linger_nanoseconds;
+    int32_t *parts;    /* per step: how many threads share it; 0: nothing to do */
+    int32_t *parallel; /* the steps with more than one part, in order */
+    int32_t parallel_count;
+    worker *workers; /* threads - 1 */
+    int32_t started; /* workers whose thread exists */
+
+    /* Rewritten by each run, before the first fork. */
+    shohin_frame frame;
+    const void **inputs;
+    void **outputs;
+
+    /* Aligned stand-ins for misaligned pointers of the user; NULL until needed. */
+    void **input_stages;
+    void **output_stages;
+};
+
+/* ---------------------------------------------------------------- waiting */
+
+/* Tells the processor that this is a polling loop. */
+static inline void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    /* `yield` does nothing on most cores; `isb` stalls about as long as `pause` on x86. */
+    __asm__ volatile("isb" ::: "memory");
+#elif defined(__arm__)
+    __asm__ volatile("yield" ::: "memory");
+#else
+    atomic_signal_fence(memory_order_seq_cst);
+#endif
+}
+
+static int64_t now_nanoseconds(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
+}
+
+/* Waits for another thread that is at work. Yields in the end: it may need this processor. */
+static void await(const atomic_uint *value, unsigned wanted, int32_t polls_before_yield) {
+    int32_t polls = 0;
+    while (atomic_load_explicit(value, memory_order_acquire) != wanted) {
+        if (polls < polls_before_yield) {
+            ++polls;
+            relax();
+        } else {
+            sched_yield();
+        }
+    }
+}
+
+/* ---------------------------------------------------------------- steps */
+
+/* Calls one part of a step. Part sizes differ by at most one. */
+static void run_part(const shohin_instance *instance, int32_t step, int32_t part) {
+    const int32_t parts = instance->parts[step];
+    if (part >= parts) {
+        return;
+    }
+    const shohin_step *work = &instance->model->steps[step];
+    const int32_t begin = (int32_t)((int64_t)work->extent * part / parts);
+    const int32_t end = (int32_t)((int64_t)work->extent * (part + 1) / parts);
+    work->function(&instance->frame, begin, end);
+}
+
+/* ---------------------------------------------------------------- workers */
+
+static bool run_changed(shohin_instance *instance, unsigned seen) {
+    return atomic_load_explicit(&instance->run, memory_order_acquire) != seen;
+}
+
+/* Polls for a short while for the next run. False: none came. */
+static bool linger(shohin_instance *instance, unsigned seen) {
+    if (instance->linger_nanoseconds == 0) {
+        return run_changed(instance, seen);
+    }
+    const int64_t deadline = now_nanoseconds() + instance->linger_nanoseconds;
+    do {
+        for (int32_t poll = 0; poll < POLLS_PER_CLOCK_READING; ++poll) {
+            if (run_changed(instance, seen)) {
+                return true;
+            }
+            relax();
+        }
+    } while (now_nanoseconds() < deadline);
+    return false;
+}
+
+/*
+ * Blocks until the next run. The worker announces itself in `asleep` and then reads `run`; the
+ * leader writes `run` and then reads `asleep`. All four are sequentially consistent, so at least
+ * one of the two sees the other, and no wake-up is lost.
+ */
+static void sleep_until_run(shohin_instance *instance, unsigned seen) {
+    pthread_mutex_lock(&instance->mutex);
+    atomic_fetch_add(&instance->asleep, 1);
+    while (atomic_load(&instance->run) == seen) {
+        pthread_cond_wait(&instance->wake, &instance->mutex);
+    }
+    atomic_fetch_sub(&instance->asleep, 1);
+    pthread_mutex_unlock(&instance->mutex);
+}
+
+static void *worker_main(void *argument) {
+    worker *self = argument;
+    shohin_instance *instance = self->instance;
+    unsigned ticket = 0;
+    for (unsigned run = 0;; ++run) {
+        if (!linger(instance, run)) {
+            sleep_until_run(instance, run);
+        }
+        if (atomic_load_explicit(&instance->stop, memory_order_relaxed)) {
+            return NULL; /* `stop` was set before `run` changed */
+        }
+        for (int32_t i = 0; i < instance->parallel_count; ++i) {
+            ++ticket;
+            await(&instance->ticket, ticket, instance->polls_before_yield);
+            run_part(instance, instance->parallel[i], self->index);
+            atomic_store_explicit(&self->finished, ticket, memory_order_release);
+        }
+    }
+}
+
+/* Ends the workers' idle state. */
+static void wake_workers(shohin_instance *instance) {
+    /* Only the leader writes `run`, so this needs no atomic increment. */
+    const unsigned next = atomic_load_explicit(&instance->run, memory_order_relaxed) + 1;
+    atomic_store(&instance->run, next);
+    if (atomic_load(&instance->asleep) > 0) {
+        pthread_mutex_lock(&instance->mutex);
+        pthread_cond_broadcast(&instance->wake);
+        pthread_mutex_unlock(&instance->mutex);
+    }
+}
+
+/* ---------------------------------------------------------------- the leader */
+
+static void run_parallel(shohin_instance *instance, int32_t step) {
+    const unsigned ticket = atomic_load_explicit(&instance->ticket, memory_order_relaxed) + 1;
+    atomic_store_explicit(&instance->ticket, ticket, memory_order_release);
+    run_part(instance, step, 0);
+    for (int32_t i = 0; i < instance->started; ++i) {
+        await(&instance->workers[i].finished, ticket, instance->polls_before_yield);
+    }
+}
+
+static void run_step(shohin_instance *instance, int32_t step) {
+    if (instance->parts[step] > 1) {
+        run_parallel(instance, step);
+    } else {
+        run_part(instance, step, 0);
+    }
+}
+
+/* Runs all steps; `milliseconds` (one per step) may be NULL. */
+static void run_steps(shohin_instance *instance, double *milliseconds) {
+    const int32_t count = instance->model->info.step_count;
+    if (instance->parallel_count > 0) {
+        /* Before any leading unsplit steps, so that they hide the time to wake up. */
+        wake_workers(instance);
+    }
+    if (milliseconds == NULL) {
+        for (int32_t step = 0; step < count; ++step) {
+            run_step(instance, step);
+        }
+        return;
+    }
+    for (int32_t step = 0; step < count; ++step) {
+        const int64_t start = now_nanoseconds();
+        run_step(instance, step);
+        milliseconds[step] = (double)(now_nanoseconds() - start) * 1e-6;
+    }
+}
+
+/* ---------------------------------------------------------------- inputs and outputs */
+
+/* Zeroed memory; NULL when there is none. */
+static void *allocate(size_t alignment, size_t bytes) {
+    void *memory = NULL;
+    if (posix_memalign(&memory, alignment, bytes > 0 ? bytes : 1) != 0) {
+        return NULL;
+    }
+    memset(memory, 0, bytes);
+    return memory;
+}
+
+static bool is_aligned(const void *pointer, size_t alignment) {
+    return alignment <= 1 || ((uintptr_t)pointer & (alignment - 1)) == 0;
+}
+
+/* Makes sure that there is a stand-in of the given size. */
+static bool prepare_stage(void **stage, size_t alignment, size_t bytes) {
+    if (*stage == NULL) {
+        *stage = allocate(alignment > ARENA_ALIGNMENT ? alignment : ARENA_ALIGNMENT, bytes);
+    }
+    return *stage != NULL;
+}
+
+static bool has_null(const void *const *pointers, int32_t count) {
+    if (count > 0 && pointers == NULL) {
+        return true;
+    }
+    for (int32_t i = 0; i < count; ++i) {
+        if (pointers[i] == NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Chooses the memory that the kernels read. */
+static shohin_status bind_inputs(shohin_instance *instance, const void *const *inputs) {
+    const shohin_model *model = instance->model;
+    for (int32_t i = 0; i < model->info.input_count; ++i) {
+        const size_t alignment = model->input_alignment[i];
+        const size_t bytes = model->info.inputs[i].bytes;
+        instance->inputs[i] = inputs[i];
+        if (is_aligned(inputs[i], alignment)) {
+            continue;
+        }
+        if (!prepare_stage(&instance->input_stages[i], alignment, bytes)) {
+            return SHOHIN_OUT_OF_MEMORY;
+        }
+        memcpy(instance->input_stages[i], inputs[i], bytes);
+        instance->inputs[i] = instance->input_stages[i];
+    }
+    return SHOHIN_OK;
+}
+
+/* Chooses the memory that the kernels write. */
+static shohin_status bind_outputs(shohin_instance *instance, void *const *outputs) {
+    const shohin_model *model = instance->model;
+    for (int32_t i = 0; i < model->info.output_count; ++i) {
+        const size_t alignment = model->output_alignment[i];
+        instance->outputs[i] = outputs[i];
+        if (is_aligned(outputs[i], alignment)) {
+            continue;
+        }
+        if (!prepare_stage(&instance->output_stages[i], alignment,
+                           model->info.outputs[i].bytes)) {
+            return SHOHIN_OUT_OF_MEMORY;
+        }
+        instance->outputs[i] = instance->output_stages[i];
+    }
+    return SHOHIN_OK;
+}
+
+/* Copies what the kernels wrote to stand-ins to where the user wants it. */
+static void deliver_outputs(const shohin_instance *instance, void *const *outputs) {
+    for (int32_t i = 0; i < instance->model->info.output_count; ++i) {
+        if (instance->outputs[i] != outputs[i]) {
+            memcpy(outputs[i], instance->outputs[i], instance->model->info.outputs[i].bytes);
+        }
+    }
+}
+
+static shohin_status run_locked(shohin_instance *instance, const void *const *inputs,
+                                void *const *outputs, double *milliseconds) {
+    shohin_status status = bind_inputs(instance, inputs);
+    if (status == SHOHIN_OK) {
+        status = bind_outputs(instance, outputs);
+    }
+    if (status != SHOHIN_OK) {
+        return status;
+    }
+    run_steps(instance, milliseconds);
+    deliver_outputs(instance, outputs);
+    return SHOHIN_OK;
+}
+
+static shohin_status run_checked(shohin_instance *instance, const void *const *inputs,
+                                 void *const *outputs, double *milliseconds) {
+    if (instance == NULL || has_null(inputs, instance->model->info.input_count) ||
+        has_null((const void *const *)outputs, instance->model->info.output_count)) {
+        return SHOHIN_INVALID_ARGUMENT;
+    }
+    if (atomic_flag_test_and_set_explicit(&instance->in_use, memory_order_acquire)) {
+        return SHOHIN_BUSY;
+    }
+    const shohin_status status = run_locked(instance, inputs, outputs, milliseconds);
+    atomic_flag_clear_explicit(&instance->in_use, memory_order_release);
+    return status;
+}
+
+shohin_status RUNTIME(run)(shohin_instance *instance, const void *const *inputs,
+                           void *const *outputs) {
+    return run_checked(instance, inputs, outputs, NULL);
+}
+
+shohin_status RUNTIME(profile)(shohin_instance *instance, const void *const *inputs,
+                               void *const *outputs, double *milliseconds_per_step) {
+    if (milliseconds_per_step == NULL) {
+        return SHOHIN_INVALID_ARGUMENT;
+    }
+    return run_checked(instance, inputs, outputs, milliseconds_per_step);
+}
+
+/* ---------------------------------------------------------------- creation */
+
+/* The processors that this process may use. */
+static int32_t processor_count(void) {
+#if defined(__linux__)
+    cpu_set_t set; /* respects taskset and cpusets, which the online count does not */
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) {
+        return (int32_t)CPU_COUNT(&set);
+    }
+#endif
+    const long online = sysconf(_SC_NPROCESSORS_ONLN);
+    return online < 1 ? 1 : online > SHOHIN_MAX_THREADS ? SHOHIN_MAX_THREADS : (int32_t)online;
+}
+
+static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+
+static int32_t part_count(const shohin_step *step, int32_t threads) {
+    if (step->extent <= 0) {
+        return 0;
+    }
+    const int32_t parts = smaller(threads, smaller(step->max_parts, step->extent));
+    return parts > 1 ? parts : 1;
+}
+
+/* Splits the steps, and lowers the number of threads to what the most split step uses. */
+static void plan_steps(shohin_instance *instance, int32_t threads) {
+    int32_t most = 1;
+    for (int32_t step = 0; step < instance->model->info.step_count; ++step) {
+        const int32_t parts = part_count(&instance->model->steps[step], threads);
+        instance->parts[step] = parts;
+        if (parts > 1) {
+            instance->parallel[instance->parallel_count++] = step;
+        }
+        most = parts > most ? parts : most;
+    }
+    instance->threads = most;
+}
+
+static void *allocate_table(int32_t count, size_t element_bytes) {
+    return calloc(count > 0 ? (size_t)count : 1, element_bytes);
+}
+
+static bool allocate_tables(shohin_instance *instance) {
+    const shohin_info *info = &instance->model->info;
+    instance->parts = allocate_table(info->step_count, sizeof *instance->parts);
+    instance->parallel = allocate_table(info->step_count, sizeof *instance->parallel);
+    instance->inputs = allocate_table(info->input_count, sizeof *instance->inputs);
+    instance->outputs = allocate_table(info->output_count, sizeof *instance->outputs);
+    instance->input_stages = allocate_table(info->input_count, sizeof *instance->input_stages);
+    instance->output_stages = allocate_table(info->output_count, sizeof *instance->output_stages);
+    return instance->parts != NULL && instance->parallel != NULL && instance->inputs != NULL &&
+           instance->outputs != NULL && instance->input_stages != NULL &&
+           instance->output_stages != NULL;
+}
+
+static void free_stages(void **stages, int32_t count) {
+    for (int32_t i = 0; stages != NULL && i < count; ++i) {
+        free(stages[i]);
+    }
+    free(stages);
+}
+
+static void free_memory(shohin_instance *instance) {
+    free_stages(instance->input_stages, instance->model->info.input_count);
+    free_stages(instance->output_stages, instance->model->info.output_count);
+    free((void *)instance->inputs);
+    free(instance->outputs);
+    free(instance->parts);
+    free(instance->parallel);
+    free(instance->workers);
+    free(instance->frame.arena);
+    free(instance);
+}
+
+/* Everything but the threads. NULL: out of memory. */
+static shohin_instance *allocate_instance(const shohin_model *model, int32_t threads) {
+    shohin_instance *instance = allocate(CACHE_LINE, sizeof *instance);
+    if (instance == NULL) {
+        return NULL;
+    }
+    instance->model = model;
+    atomic_init(&instance->ticket, 0);
+    atomic_init(&instance->run, 0);
+    atomic_init(&instance->stop, false);
+    atomic_init(&instance->asleep, 0);
+    atomic_flag_clear(&instance->in_use);
+    instance->frame.arena = allocate(ARENA_ALIGNMENT, model->info.arena_bytes);
+    if (instance->frame.arena == NULL || !allocate_tables(instance)) {
+        free_memory(instance);
+        return NULL;
+    }
+    plan_steps(instance, threads);
+    instance->workers =
+        allocate(CACHE_LINE, (size_t)(instance->threads - 1) * sizeof *instance->workers);
+    if (instance->workers == NULL) {
+        free_memory(instance);
+        return NULL;
+    }
+    instance->frame.constants = model->constants;
+    instance->frame.inputs = instance->inputs;
+    instance->frame.outputs = instance->outputs;
+    return instance;
+}
+
+static void stop_workers(shohin_instance *instance) {
+    atomic_store_explicit(&instance->stop, true, memory_order_relaxed);
+    wake_workers(instance);
+    for (int32_t i = 0; i < instance->started; ++i) {
+        pthread_join(instance->workers[i].thread, NULL);
+    }
+}
+
+static bool start_worker(shohin_instance *instance, int32_t index, const pthread_attr_t *how) {
+    worker *self = &instance->workers[index - 1];
+    atomic_init(&self->finished, 0);
+    self->instance = instance;
+    self->index = index;
+    if (pthread_create(&self->thread, how, worker_main, self) != 0) {
+        return false;
+    }
+    ++instance->started;
+    return true;
+}
+
+/* Starts the threads; the caller stops those that were started if it fails. */
+static bool start_all_workers(shohin_instance *instance) {
+    pthread_attr_t how;
+    if (pthread_attr_init(&how) != 0) {
+        return false;
+    }
+    /* Threads inherit the signal mask: signals are to be handled by the program's own threads. */
+    sigset_t all, previous;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &previous);
+    bool good = pthread_attr_setstacksize(&how, WORKER_STACK_BYTES) == 0;
+    for (int32_t index = 1; good && index < instance->threads; ++index) {
+        good = start_worker(instance, index, &how);
+    }
+    pthread_sigmask(SIG_SETMASK, &previous, NULL);
+    pthread_attr_destroy(&how);
+    return good;
+}
+
+/* The threads and what they block on. Leaves nothing behind when it fails. */
+static bool start_threads(shohin_instance *instance) {
+    if (pthread_mutex_init(&instance->mutex, NULL) != 0) {
+        return false;
+    }
+    if (pthread_cond_init(&instance->wake, NULL) != 0) {
+        pthread_mutex_destroy(&instance->mutex);
+        return false;
+    }
+    if (instance->threads == 1 || start_all_workers(instance)) {
+        return true;
+    }
+    stop_workers(instance);
+    pthread_cond_destroy(&instance->wake);
+    pthread_mutex_destroy(&instance->mutex);
+    return false;
+}
+
+/* Polling helps only while every thread has a processor of its own. */
+static void choose_waiting(shohin_instance *instance, int32_t processors) {
+    const bool crowded = instance->threads > processors;
+    instance->polls_before_yield = crowded ? POLLS_BEFORE_YIELD_CROWDED : POLLS_BEFORE_YIELD;
+    instance->linger_nanoseconds = crowded ? 0 : LINGER_NANOSECONDS;
+}
+
+shohin_status RUNTIME(create)(const shohin_model *model, int32_t threads, shohin_instance **out) {
+    if (out == NULL) {
+        return SHOHIN_INVALID_ARGUMENT;
+    }
+    *out = NULL;
+    const int32_t processors = processor_count();
+    const int32_t wanted = smaller(threads <= 0 ? processors : threads, SHOHIN_MAX_THREADS);
+    shohin_instance *instance = allocate_instance(model, wanted);
+    if (instance == NULL) {
+        return SHOHIN_OUT_OF_MEMORY;
+    }
+    choose_waiting(instance, processors);
+    if (!start_threads(instance)) {
+        free_memory(instance);
+        return SHOHIN_THREAD_FAILURE;
+    }
+    *out = instance;
+    return SHOHIN_OK;
+}
+
+void RUNTIME(destroy)(shohin_instance *instance) {
+    if (instance == NULL) {
+        return;
+    }
+    stop_workers(instance);
+    pthread_cond_destroy(&instance->wake);
+    pthread_mutex_destroy(&instance->mutex);
+    free_memory(instance);
+}
+
+/* ---------------------------------------------------------------- texts */
+
+const char *RUNTIME(step_label)(const shohin_model *model, int32_t step) {
+    return step >= 0 && step < model->info.step_count ? model->steps[step].label : NULL;
+}
+
+const char *RUNTIME(status_text)(shohin_status status) {
+    switch (status) {
+    case SHOHIN_OK:
+        return "ok";
+    case SHOHIN_INVALID_ARGUMENT:
+        return "invalid argument: a required pointer is NULL";
+    case SHOHIN_OUT_OF_MEMORY:
+        return "out of memory";
+    case SHOHIN_THREAD_FAILURE:
+        return "a thread could not be started";
+    case SHOHIN_BUSY:
+        return "the instance is in use by another thread";
+    }
+    return "unknown status";
+}

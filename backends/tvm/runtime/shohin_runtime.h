@@ -1,0 +1,90 @@
+/*
+ * shohin_runtime.h: the contract between a generated model and the runtime.
+ *
+ * A generated source file defines the kernels, one constant shohin_model, and the public
+ * functions by means of SHOHIN_DEFINE_MODEL(NAME, model). shohin_runtime.c is compiled once per
+ * model with -DSHOHIN_NAME=NAME: its symbols carry the model's name as well, so that the objects
+ * of two models never clash, even when they come from different versions of this file.
+ */
+#ifndef SHOHIN_RUNTIME_H
+#define SHOHIN_RUNTIME_H
+
+#include "shohin.h"
+
+#if defined(__GNUC__)
+#define SHOHIN_HIDDEN __attribute__((visibility("hidden")))
+#else
+#define SHOHIN_HIDDEN
+#endif
+
+/* What a step may touch. The same for all steps of one run. */
+typedef struct shohin_frame {
+    char *arena;               /* 64-byte aligned; zero at creation, never cleared afterwards */
+    const char *constants;     /* shohin_model.constants */
+    const void *const *inputs; /* aligned as shohin_model.input_alignment says */
+    void *const *outputs;      /* aligned as shohin_model.output_alignment says */
+} shohin_frame;
+
+/*
+ * Computes the indices [begin, end) of a step. Calls for disjoint ranges of the same step run at
+ * the same time, so they must not write to the same memory. Everything that earlier steps wrote
+ * is visible. A call has at least 1 MiB of stack.
+ */
+typedef void (*shohin_step_function)(const shohin_frame *frame, int32_t begin, int32_t end);
+
+typedef struct shohin_step {
+    shohin_step_function function;
+    int32_t extent;    /* the step covers [0, extent); a step with extent 0 is never called */
+    int32_t max_parts; /* the most ranges it may be split into; 1 or less: not at all */
+    const char *label;
+} shohin_step;
+
+typedef struct shohin_model {
+    shohin_info info;
+    const shohin_step *steps; /* info.step_count */
+    const char *constants;
+    const size_t *input_alignment; /* one per tensor, powers of two; NULL when there is none */
+    const size_t *output_alignment;
+} shohin_model;
+
+/* The runtime's own functions. Trailing arguments as in the public functions of shohin.h. */
+#define SHOHIN_DECLARE_RUNTIME(NAME) SHOHIN_DECLARE_RUNTIME_(NAME)
+#define SHOHIN_DECLARE_RUNTIME_(NAME)                                                             \
+    SHOHIN_HIDDEN shohin_status NAME##_shohin_create(const shohin_model *model, int32_t threads,  \
+                                                     shohin_instance **out);                      \
+    SHOHIN_HIDDEN shohin_status NAME##_shohin_run(                                                \
+        shohin_instance *instance, const void *const *inputs, void *const *outputs);              \
+    SHOHIN_HIDDEN shohin_status NAME##_shohin_profile(                                            \
+        shohin_instance *instance, const void *const *inputs, void *const *outputs,               \
+        double *milliseconds_per_step);                                                           \
+    SHOHIN_HIDDEN const char *NAME##_shohin_step_label(const shohin_model *model, int32_t step);  \
+    SHOHIN_HIDDEN void NAME##_shohin_destroy(shohin_instance *instance);                          \
+    SHOHIN_HIDDEN const char *NAME##_shohin_status_text(shohin_status status)
+
+/* Defines the public functions of the model NAME, which `MODEL` (a shohin_model) describes. */
+#define SHOHIN_DEFINE_MODEL(NAME, MODEL) SHOHIN_DEFINE_MODEL_(NAME, MODEL)
+#define SHOHIN_DEFINE_MODEL_(NAME, MODEL)                                                         \
+    SHOHIN_DECLARE_MODEL_(NAME);                                                                  \
+    SHOHIN_DECLARE_RUNTIME_(NAME);                                                                \
+    const shohin_info *NAME##_info(void) { return &(MODEL).info; }                                \
+    shohin_status NAME##_create(int32_t threads, shohin_instance **out) {                         \
+        return NAME##_shohin_create(&(MODEL), threads, out);                                      \
+    }                                                                                             \
+    shohin_status NAME##_run(shohin_instance *instance, const void *const *inputs,                \
+                             void *const *outputs) {                                              \
+        return NAME##_shohin_run(instance, inputs, outputs);                                      \
+    }                                                                                             \
+    shohin_status NAME##_profile(shohin_instance *instance, const void *const *inputs,            \
+                                 void *const *outputs, double *milliseconds_per_step) {           \
+        return NAME##_shohin_profile(instance, inputs, outputs, milliseconds_per_step);           \
+    }                                                                                             \
+    const char *NAME##_step_label(int32_t step) {                                                 \
+        return NAME##_shohin_step_label(&(MODEL), step);                                          \
+    }                                                                                             \
+    void NAME##_destroy(shohin_instance *instance) { NAME##_shohin_destroy(instance); }           \
+    const char *NAME##_status_text(shohin_status status) {                                        \
+        return NAME##_shohin_status_text(status);                                                 \
+    }                                                                                             \
+    typedef int NAME##_shohin_needs_a_semicolon
+
+#endif

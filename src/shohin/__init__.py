@@ -1,0 +1,1 @@
+"""A compiler that makes trained neural networks small and fast."""

@@ -1,0 +1,249 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shohin.errors import SpecError
+from shohin.ir.capture import capture
+from shohin.ir.encodings import Sparse
+from shohin.ir.program import Fact, Stage, set_tensor, tensor_of
+from shohin.passes.prune import Prune
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 3, 2), nn.Flatten(), nn.Linear(147, 5)
+    )
+    return capture(network, (torch.ones(2, 2, 8, 8),), name="small")
+
+
+def kept(program, name):
+    return int(program.encodings[name].mask.sum())
+
+
+def assert_stored_exactly(program):
+    for name, encoding in program.encodings.items():
+        weight = tensor_of(program.module, name).detach()
+        assert torch.equal(encoding.materialise().view(torch.int32), weight.view(torch.int32))
+
+
+def test_golden(apply, golden):
+    program = small()
+    golden("prune", program, apply(Prune(), program).program)
+
+
+def test_every_layer_keeps_its_share_of_the_largest(apply):
+    program = small()
+    after = apply(Prune(density=0.3), program)
+    assert after.program.stage is Stage.ANNOTATED
+    assert set(after.program.encodings) == {"0.weight", "2.weight", "4.weight"}
+    assert_stored_exactly(after.program)
+    for name in after.program.encodings:
+        before = tensor_of(program.module, name).detach()
+        now = tensor_of(after.program.module, name).detach()
+        mask = after.program.encodings[name].mask
+        assert int(mask.sum()) == round(0.3 * mask.numel())
+        assert torch.equal(now[mask], before[mask])
+        assert before[mask].abs().min() >= before[~mask].abs().max()
+        assert not now[~mask].any()
+
+
+def test_outputs_are_those_of_the_masked_model(apply):
+    program = small()
+    after = apply(Prune(density=0.3), program).program
+    masked = program.copy()
+    for name, encoding in after.encodings.items():
+        weight = tensor_of(masked.module, name).detach()
+        set_tensor(masked.module, name, torch.where(encoding.mask, weight, 0.0))
+    x = torch.randn(3, 2, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(masked.module(x), after.module(x))
+
+
+def test_of_equal_weights_the_first_are_kept(apply):
+    program = capture(nn.Linear(5, 2), (torch.ones(2, 5),))
+    signs = torch.tensor([[1.0, -1, 1, -1, 1], [-1, 1, -1, 1, 2]])
+    set_tensor(program.module, "weight", signs)
+    mask = apply(Prune(density=0.4), program).program.encodings["weight"].mask
+    assert mask.flatten().tolist() == [True, True, True] + [False] * 6 + [True]
+
+
+def test_densities_by_name_and_pattern(apply):
+    chosen = Prune(density=0.5, densities={"4.*": 0.1, "0.weight": 0.25}, exclude=("2.*",))
+    after = apply(chosen, small())
+    assert kept(after.program, "0.weight") == round(0.25 * 72)
+    assert kept(after.program, "4.weight") == round(0.1 * 735)
+    assert "2.weight" not in after.program.encodings
+    assert after.reason("conv_transpose2d") == "excluded-by-option"
+
+
+def test_an_exact_name_wins_over_a_pattern(apply):
+    after = apply(Prune(densities={"*": 0.5, "0.weight": 0.25}), small())
+    assert kept(after.program, "0.weight") == round(0.25 * 72)
+    assert kept(after.program, "4.weight") == round(0.5 * 735)
+
+
+def test_global_scope_shares_one_threshold(apply):
+    program = small()
+    with torch.no_grad():
+        tensor_of(program.module, "0.weight").mul_(100)
+    after = apply(Prune(density=0.3, scope="global", densities={"2.*": 0.5}), program).program
+    assert kept(after, "2.weight") == round(0.5 * 48)
+    # Every weight of the first layer is above those of the others, so it keeps them all.
+    assert "0.weight" not in after.encodings
+    assert kept(after, "4.weight") == round(0.3 * (72 + 735)) - 72
+    assert_stored_exactly(after)
+
+
+class Shared(nn.Module):
+    """A weight that two linear maps share."""
+
+    def __init__(self, tied_to_table=False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+        self.tied_to_table = tied_to_table
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = functional.linear(functional.relu(functional.linear(x, self.weight)), self.weight)
+        return y + functional.embedding(x.argmax(1), self.weight) if self.tied_to_table else y
+
+
+def test_shared_weights_are_pruned_once(apply):
+    after = apply(Prune(density=0.5), capture(Shared(), (torch.ones(2, 6),)))
+    assert [remark.reason for remark in after.remarks] == ["pruned"]
+    assert kept(after.program, "weight") == 18
+
+
+def test_weights_with_other_readers_stay(apply):
+    after = apply(Prune(), capture(Shared(tied_to_table=True), (torch.ones(2, 6),)))
+    assert not after.modified
+    assert after.reasons() == {"other-users"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_stay(apply, value):
+    program = small()
+    with torch.no_grad():
+        tensor_of(program.module, "0.weight")[0, 0, 0, 0] = value
+    after = apply(Prune(), program)
+    assert after.reason("conv2d") == "not-finite"
+    assert set(after.program.encodings) == {"2.weight", "4.weight"}
+
+
+def test_other_encodings_stay(apply):
+    program = capture(nn.Linear(4, 2), (torch.ones(2, 4),))
+    every = torch.ones(8, dtype=torch.bool)
+    weight = tensor_of(program.module, "weight").detach()
+    nested = Sparse(every.view(2, 4), Sparse.from_dense(weight.flatten(), every))
+    encoded = replace(program, encodings={"weight": nested}, stage=Stage.ANNOTATED)
+    assert apply(Prune(), encoded).reason("linear") == "already-encoded"
+
+
+def test_a_layer_is_never_emptied(apply):
+    program = capture(nn.Linear(2, 2), (torch.ones(2, 2),))
+    after = apply(Prune(density=0.1), program)
+    assert not after.modified
+    assert after.reason("linear") == "too-small"
+
+
+def test_full_density_changes_nothing(apply):
+    after = apply(Prune(density=1.0), small())
+    assert not after.modified
+    assert after.reasons() == {"not-applicable"}
+
+
+def test_sparse_weights_only_become_sparser(apply):
+    once = apply(Prune(density=0.3), small()).program
+    assert not apply(Prune(density=0.3), once).modified
+    assert not apply(Prune(density=0.6), once).modified
+    twice = apply(Prune(density=0.1), once).program
+    direct = apply(Prune(density=0.1), small()).program
+    assert torch.equal(twice.encodings["4.weight"].mask, direct.encodings["4.weight"].mask)
+
+
+def test_remarks_state_the_cost(apply):
+    program = capture(nn.Linear(100, 20, bias=False), (torch.ones(2, 100),))
+    (remark,) = apply(Prune(density=0.1), program).remarks
+    assert remark.detail == "weight: 200 of 2000 elements kept"
+    assert (remark.before.parameters, remark.before.macs) == (2000, 2000)
+    assert (remark.after.parameters, remark.after.macs) == (200, 200)
+    assert (remark.before.stored_bytes, remark.after.stored_bytes) == (8000, 200 * 5)
+
+
+def test_sites_that_are_not_allowed_stay(apply):
+    after = apply(Prune(), small(), allows=lambda site: site != "linear")
+    assert after.reason("linear") == "excluded-by-option"
+    assert "4.weight" not in after.program.encodings
+
+
+@pytest.mark.parametrize(
+    ("chosen", "text"),
+    [
+        (Prune(density=1.5), "prune density: expected 0 < density <= 1, got 1.5"),
+        (Prune(density=0.0), "prune density: expected 0 < density <= 1, got 0.0"),
+        (Prune(density=float("nan")), "prune density: expected 0 < density <= 1, got nan"),
+        (
+            Prune(densities={"fc*": -1.0}),
+            "prune densities 'fc*': expected 0 < density <= 1, got -1.0",
+        ),
+        (Prune(scope="model"), "prune scope: expected 'layer' or 'global', got 'model'"),
+    ],
+)
+def test_option_errors(chosen, text):
+    with pytest.raises(SpecError) as caught:
+        chosen.validate()
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("chosen", [Prune(exclude=("0.wieght",)), Prune(densities={"0.wieght": 1})])
+def test_patterns_that_match_nothing_are_refused(apply, chosen):
+    with pytest.raises(SpecError, match=r"did you mean '0\.weight'"):
+        apply(chosen, small())
+
+
+def test_facts():
+    assert Prune.establishes == {Fact.PRUNED}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    density=st.floats(0.01, 1.0),
+    levels=st.integers(1, 5),
+    scope=st.sampled_from(["layer", "global"]),
+)
+def test_exact_counts_with_many_ties(apply, seed, density, levels, scope):
+    program = capture(nn.Linear(7, 5), (torch.ones(2, 7),))
+    torch.manual_seed(seed)
+    weight = torch.randint(-levels, levels + 1, (5, 7)).float()
+    set_tensor(program.module, "weight", weight)
+    after = apply(Prune(density=density, scope=scope), program).program
+    count = round(density * 35)
+    if count in (0, 35):
+        assert not after.encodings
+        return
+    order = torch.argsort(weight.abs().flatten(), descending=True, stable=True)
+    expected = torch.zeros(35, dtype=torch.bool)
+    expected[order[:count]] = True
+    assert torch.equal(after.encodings["weight"].mask.flatten(), expected)
+    assert_stored_exactly(after)
+
+
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 10_000), density=st.floats(0.05, 0.95))
+def test_random_networks_run_with_the_masked_weights(apply, random_network, seed, density):
+    program = capture(random_network(seed), (torch.ones(2, 4, 6, 6),))
+    after = apply(Prune(density=density), program).program
+    assert_stored_exactly(after)
+    masked = program.copy()
+    for name, encoding in after.encodings.items():
+        weight = tensor_of(masked.module, name).detach()
+        set_tensor(masked.module, name, torch.where(encoding.mask, weight, 0.0))
+    x = torch.randn(3, 4, 6, 6)
+    with torch.no_grad():
+        assert torch.equal(masked.module(x), after.module(x))
