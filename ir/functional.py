@@ -32,6 +32,7 @@ from shohin.ir.views import Views, make_node, no_exact_form
 
 aten = torch.ops.aten
 _PROBES = (3, 5)
+_STATE_HINT = "export the model in inference mode, and keep state out of it"
 _COPIES_OF_CONSTANTS = {aten.lift_fresh_copy.default, aten.lift_fresh.default}
 
 
@@ -185,7 +186,7 @@ class _Functionaliser:
             self._link(node, written, self._current(written))
         elif root.op == "get_attr":
             problem = f"{node.target} writes to the weight '{root.target}' whenever the model runs"
-            raise no_exact_form(node, problem)
+            raise no_exact_form(node, problem, _STATE_HINT)
         else:
             with self._making(node):
                 self._write(written, self._new_value(node))

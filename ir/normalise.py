@@ -79,9 +79,29 @@ def normalise(exported: ExportedProgram) -> fx.GraphModule:
     if any(tensor.device.type != "cpu" for tensor in exported.state_dict.values()):
         exported = move_to_device_pass(copy.copy(exported), "cpu")
     source = exported.module(check_guards=False)
+    _inline_grad_modes(source)
     graph = _rebuild(source)
     _drop_checks(graph)
     return fx.GraphModule(source, graph)
+
+
+def _inline_grad_modes(source: fx.GraphModule) -> None:
+    """Put the body of ``with torch.no_grad()`` and its like where the block is called."""
+    grad_mode = torch.ops.higher_order.wrap_with_set_grad_enabled
+    while calls := source.graph.find_nodes(op="call_function", target=grad_mode):
+        _inline(source, *calls[0].args[1:], call=calls[0])
+
+
+def _inline(source: fx.GraphModule, block: fx.Node, *operands: fx.Node, call: fx.Node) -> None:
+    body = cast("fx.GraphModule", source.get_submodule(str(block.target)))
+    values = dict(zip(body.graph.find_nodes(op="placeholder"), operands, strict=True))
+    with source.graph.inserting_before(call):
+        results = source.graph.graph_copy(body.graph, values)
+    for part in list(call.users):
+        index = cast("int", part.args[1])
+        part.replace_all_uses_with(cast("tuple[fx.Node, ...]", results)[index])
+        source.graph.erase_node(part)
+    source.graph.erase_node(call)
 
 
 def _rebuild(source: fx.GraphModule) -> fx.Graph:

@@ -134,17 +134,23 @@ def is_tensor_name(module: nn.Module, name: str) -> bool:
     return True
 
 
+def make_owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The submodule that holds a dotted name, made where it is missing, and the last part."""
+    path, _, leaf = name.rpartition(".")
+    owner = module
+    for part in path.split(".") if path else []:
+        if not hasattr(owner, part):
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    return owner, leaf
+
+
 def set_tensor(module: nn.Module, name: str, value: Tensor) -> None:
     """Make a tensor the module's parameter (float) or buffer (otherwise) of a dotted name.
 
     Submodules on the way are made where they are missing. What had the name before is replaced.
     """
-    path, _, leaf = name.rpartition(".")
-    owner: nn.Module = module
-    for part in path.split(".") if path else []:
-        if not hasattr(owner, part):
-            owner.add_module(part, nn.Module())
-        owner = owner.get_submodule(part)
+    owner, leaf = make_owner(module, name)
     was_buffer = leaf in owner._buffers
     if hasattr(owner, leaf):
         delattr(owner, leaf)

@@ -23,7 +23,7 @@ from shohin.errors import ArtifactError
 from shohin.ir.encodings import Dense, Encoding, Json, decode, encode
 from shohin.ir.files import atomic_path
 from shohin.ir.graph_json import decode_graph, encode_graph
-from shohin.ir.program import Fact, InputSpec, Program, Stage, tensor_of, weight_names
+from shohin.ir.program import Fact, InputSpec, Program, Stage, make_owner, tensor_of, weight_names
 
 FORMAT = "shohin"
 VERSION = 1
@@ -269,7 +269,7 @@ def _attach_weights(
     tensors: Mapping[str, Tensor],
 ) -> None:
     for name, described in sorted(weights.items(), key=lambda item: item[1]["tied_to"] or ""):
-        owner, leaf = _make_owner(root, name)
+        owner, leaf = make_owner(root, name)
         if described["tied_to"]:
             setattr(owner, leaf, tensor_of(root, described["tied_to"]))
             continue
@@ -286,13 +286,3 @@ def _value(name: str, encodings: Mapping[str, Encoding], tensors: Mapping[str, T
         return tensors[f"{_DENSE}{name}"]
     dense = encoding.materialise()
     return dense.clone() if isinstance(encoding, Dense) else dense
-
-
-def _make_owner(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, leaf = name.rpartition(".")
-    owner = root
-    for part in path.split(".") if path else []:
-        if not hasattr(owner, part):
-            owner.add_module(part, nn.Module())
-        owner = owner.get_submodule(part)
-    return owner, leaf

@@ -146,11 +146,11 @@ def make_node(
     return graph.create_node("call_function", target, args, dict(kwargs or {}), name=name)
 
 
-def no_exact_form(node: fx.Node, problem: str) -> CaptureError:
+def no_exact_form(node: fx.Node, problem: str, hint: str = _HINT) -> CaptureError:
     """The error for an in-place operator that cannot be made functional."""
     trace = (node.meta.get("stack_trace") or "").strip().splitlines()
     line = f" at `{trace[-1].strip()}`" if trace else ""
-    return CaptureError(f"node '{node.name}'{line}", problem, _HINT)
+    return CaptureError(f"node '{node.name}'{line}", problem, hint)
 
 
 def _storages(value: object) -> set[int]:

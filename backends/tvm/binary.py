@@ -1,6 +1,7 @@
 """A compiled model in this process: loaded by ctypes, fed with numpy or torch."""
 
 import ctypes
+import math
 import shutil
 import tempfile
 import threading
@@ -110,8 +111,7 @@ class Binary(Artifact):
         batch = self.info.batch
         count = _batches(self.info, inputs)
         parts = [
-            self.run([array[i * batch : (i + 1) * batch] for array in inputs])
-            for i in range(count)
+            self.run([array[i * batch : (i + 1) * batch] for array in inputs]) for i in range(count)
         ]
         return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
@@ -129,9 +129,9 @@ class Binary(Artifact):
         outputs = [_empty(spec) for spec in self.info.outputs]
         instance = self._instance()
         times = np.stack([instance.profile(arrays, outputs) for _ in range(runs)])
-        medians = np.median(times, axis=0)
+        medians: list[float] = np.median(times, axis=0).tolist()
         labels = self._library.step_labels()
-        return [(label, float(time)) for label, time in zip(labels, medians, strict=True)]
+        return [(label, time) for label, time in zip(labels, medians, strict=True)]
 
     @property
     def arena_bytes(self) -> int:
@@ -246,10 +246,11 @@ def _batches(info: ArtifactInfo, inputs: Sequence[Array]) -> int:
 def _empty(spec: InputSpec) -> Array:
     """An uninitialised array on a boundary that kernels can write to directly."""
     dtype = _numpy_dtype(spec)
-    size = int(np.prod(spec.shape, dtype=np.int64)) * dtype.itemsize
+    shape = spec.concrete(1)
+    size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + _ALIGNMENT, dtype=np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
-    result: Array = raw[start : start + size].view(dtype).reshape(spec.shape)
+    result: Array = raw[start : start + size].view(dtype).reshape(shape)
     return result
 
 

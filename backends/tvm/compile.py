@@ -132,8 +132,7 @@ def _describe(program: Program, target: CpuTarget, batch: int, plan: Plan) -> Ar
         target=target.describe(),
         pipeline=", ".join(program.history),
         inputs=tuple(
-            _spec(value, spec.name)
-            for value, spec in zip(plan.inputs, program.inputs, strict=True)
+            _spec(value, spec.name) for value, spec in zip(plan.inputs, program.inputs, strict=True)
         ),
         outputs=tuple(
             _spec(value, name) for value, name in zip(plan.outputs, outputs, strict=True)

@@ -114,7 +114,7 @@ def _steps_table(plan: Plan) -> str:
         f"    {{step_{i}, {call.extent}, {call.max_parts}, {_text(call.label)}}},\n"
         for i, call in enumerate(plan.calls)
     ]
-    filler = "" if rows else "    {0, 0, 0, \"\"},\n"
+    filler = "" if rows else '    {0, 0, 0, ""},\n'
     return "\nstatic const shohin_step steps[] = {\n" + "".join(rows) + filler + "};\n\n"
 
 

@@ -66,7 +66,7 @@ class UnsupportedError(ShohinError):
 
 
 class ArtifactError(ShohinError):
-    """A file is truncated, corrupted, foreign, of a newer version, or cannot be written (code 7)."""
+    """A file is truncated, corrupted, foreign, of a newer version, or unwritable (exit code 7)."""
 
     exit_code = 7
 

@@ -249,6 +249,38 @@ def test_a_model_with_state_is_refused():
         capture(Counter(), torch.ones(2, 4))
 
 
+def test_a_program_exported_for_training_is_refused(residual):
+    exported = torch.export.export(residual.train(), (IMAGE,))
+    with pytest.raises(CaptureError, match=r"'bn1\.num_batches_tracked'.*in inference mode"):
+        capture(exported)
+
+
+def test_blocks_without_gradients_are_inlined():
+    def function(self: Call, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.fc(x)
+            with torch.enable_grad():
+                y = y.relu_()
+        return y + x
+
+    model, x = Call(function), torch.randn(2, 4)
+    for program in (capture(model, x), capture(torch.export.export(model, (x,)))):
+        verify(program)
+        targets = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
+        assert targets == ["aten.linear.default", "aten.relu.default", "aten.add.Tensor"]
+        assert torch.equal(program.module(x), model(x))
+
+
+def test_an_operator_that_is_not_known_is_kept():
+    class Choose(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y * 2, (x,))
+
+    program = capture(Choose(), torch.ones(2, 4))
+    verify(program)
+    assert torch.equal(program.module(-torch.ones(3, 4)), -2 * torch.ones(3, 4))
+
+
 def test_attention_stays_in_plain_operators():
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     with warnings.catch_warnings():

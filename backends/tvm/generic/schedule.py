@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import ir, tirx
+from tvm import tirx
 
+from shohin.backends.tvm.generic.bodies import fold_body, loop, store_body
 from shohin.backends.tvm.generic.elementary import expand
 from shohin.backends.tvm.generic.expressions import (
+    INDEX,
     Axis,
     Buffer,
     Expr,
@@ -24,6 +26,7 @@ from shohin.backends.tvm.generic.expressions import (
     coefficients,
     constant,
     dtype_of,
+    loads,
     new_axis,
     substitute,
 )
@@ -33,6 +36,7 @@ from shohin.backends.tvm.generic.stages import LoopStage
 _ITEMS = 64
 _SMALLEST_ITEM = 1024
 _LARGEST_ITEM = 1 << 17
+_REGISTER = 16
 _WIDE_FOLD = 64
 _CHEAP = 4.0
 
@@ -83,7 +87,41 @@ class Plan:
         return math.prod(axis.extent for axis in self.outer) * self.chunks
 
 
-def lanes_for(extent: int, dtypes: Sequence[str]) -> int:
+@dataclass(frozen=True)
+class Widths:
+    """Vector widths of a nest: along its innermost axis, and along its innermost fold."""
+
+    lanes: int
+    fold_lanes: int
+
+
+def choose_widths(nest: Nest) -> Widths:
+    """Vectors run where results lie side by side, else where folded values do."""
+    dtypes = [str(nest.target.dtype), dtype_of(nest.value)]
+    cheap = arithmetic_cost(nest.value) <= _CHEAP
+    spatial = _strides(nest.accesses(), nest.axes[-1]) if nest.axes else []
+    lanes = _lanes(nest.axes[-1].extent, dtypes) if spatial and spatial[0] == 1 else 1
+    if nest.combine is None or "bool" in dtypes:
+        return Widths(lanes if nest.combine is None else 1, 1)
+    if lanes > 1 and all(stride in (0, 1) for stride in spatial):
+        wide = cheap and lanes == _REGISTER and nest.axes[-1].extent >= _WIDE_FOLD
+        return Widths(_WIDE_FOLD if wide else lanes, 1)
+    folded = _strides([load.indices[0] for load in loads(nest.value)], nest.folded[-1])
+    if 1 in folded and all(stride in (0, 1) for stride in folded):
+        fold_lanes = _lanes(nest.folded[-1].extent, dtypes)
+        wide = cheap and fold_lanes == _REGISTER and nest.folded[-1].extent >= 4 * _WIDE_FOLD
+        fold_lanes = _WIDE_FOLD if wide else fold_lanes
+        return Widths(lanes, 1) if fold_lanes == 1 else Widths(1, fold_lanes)
+    return Widths(lanes, 1)
+
+
+def _strides(accesses: Sequence[Expr], axis: Axis) -> list[int | None]:
+    """Stride of every access along an axis, None where it has none."""
+    found = [coefficients(access, [axis]) for access in accesses]
+    return [factors[0] if factors else None for factors in found]
+
+
+def _lanes(extent: int, dtypes: Sequence[str]) -> int:
     """Vector width for so many neighbouring elements; 1 for scalar code."""
     widest = 8 if any(dtype.endswith("64") for dtype in dtypes) else 16
     return next((lanes for lanes in (16, 8, 4) if lanes <= min(extent, widest)), 1)
@@ -113,7 +151,17 @@ def make_plan(axes: Sequence[Axis], work: float, lanes: int) -> Plan:
 
 def build_nest(nest: Nest) -> RangedKernel:
     """The kernel of a nest whose extents are all positive."""
-    return _NestBuilder(nest).build()
+    widths = choose_widths(nest)
+    work = nest.work()
+    nest = nest.map(expand)
+    plan = make_plan(nest.axes, work, widths.lanes)
+    item = tirx.Var("item", "int32")
+    body = _item_body(nest, plan, widths, tirx.Cast(INDEX, item))
+    arrays = {load.source.name: load.source for load in loads(*nest.expressions())}
+    arrays[nest.target.name] = nest.target
+    function = _ranged(item, body, list(arrays.values()))
+    operations = int(work * math.prod(axis.extent for axis in nest.axes))
+    return RangedKernel(function, tuple(arrays), plan.extent, operations, nest.label)
 
 
 def build_loops(stage: LoopStage, flat: Mapping[str, Buffer]) -> RangedKernel:
@@ -137,102 +185,57 @@ def _ranged(item: Expr, body: Stmt, parameters: Sequence[Buffer]) -> Any:
     """A function that runs the body for every item of a range."""
     begin, end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
     shifted = substitute(body, {item: item + begin})
-    loop = _loop(Axis(item, end - begin), shifted)
-    function = tirx.PrimFunc([*parameters, begin, end], loop)
+    body = tirx.For(item, tirx.const(0, "int32"), end - begin, tirx.ForKind.SERIAL, shifted)
+    function = tirx.PrimFunc([*parameters, begin, end], body)
     return function.with_attr({"tirx.noalias": True, "s_tir": True})
 
 
-def _loop(axis: Axis, body: Stmt, kind: Any = tirx.ForKind.SERIAL) -> Stmt:
-    start = tirx.const(0, dtype_of(axis.variable))
-    return tirx.For(axis.variable, start, axis.extent, kind, body)
+def _item_body(nest: Nest, plan: Plan, widths: Widths, item: Expr) -> Stmt:
+    """One work item: the outer axes from its number, loops over the rest."""
+    values: dict[Any, Expr] = {}
+    low = constant(0)
+    if plan.chunked is not None:
+        low = tirx.floormod(item, constant(plan.chunks)) * constant(plan.chunk)
+        item = tirx.floordiv(item, constant(plan.chunks))
+    for axis in reversed(plan.outer):
+        values[axis.variable] = tirx.floormod(item, constant(axis.extent))
+        item = tirx.floordiv(item, constant(axis.extent))
+    body = _step_body(nest, widths)
+    for axis in reversed(plan.inner):
+        body = _axis_loop(axis, widths.lanes if axis is nest.axes[-1] else 1, body)
+    if plan.chunked is not None:
+        step = widths.lanes if plan.chunked is nest.axes[-1] else 1
+        body = _axis_loop(plan.chunked, step, body, low, plan.chunk)
+    return substitute(body, values)
 
 
-def _nested(axes: Sequence[Axis], body: Stmt) -> Stmt:
-    for axis in reversed(axes):
-        body = _loop(axis, body)
-    return body
+def _step_body(nest: Nest, widths: Widths) -> Stmt:
+    """One step of the innermost axis: its variable is the first of the step's lanes."""
+    lane = None
+    if widths.lanes > 1:
+        lane = new_axis("lane", widths.lanes)
+        first = nest.axes[-1].variable
+        shifted = {first: first + lane.variable}
+        nest = nest.map(lambda expression: substitute(expression, shifted))
+    return fold_body(nest, lane, widths.fold_lanes) if nest.combine else store_body(nest, lane)
 
 
-class _NestBuilder:
-    """Builds the code of one nest."""
+def _axis_loop(
+    axis: Axis, step: int, body: Stmt, low: Expr | None = None, chunk: int = 0
+) -> Stmt:
+    """The body for an axis or a chunk of it, in vectors where there are lanes.
 
-    def __init__(self, nest: Nest) -> None:
-        self.nest = nest.map(expand)
-        self.work = nest.work()
-        dtypes = [str(nest.target.dtype), dtype_of(nest.value)]
-        innermost = nest.axes[-1] if nest.axes else None
-        self.lanes = lanes_for(innermost.extent, dtypes) if innermost and self._fits() else 1
-        self.fold_lanes = 1
-        if nest.combine is not None and not self._spatial_is_contiguous():
-            if self._fold_is_contiguous():
-                self.fold_lanes = lanes_for(nest.folded[-1].extent, dtypes)
-            if self.fold_lanes > 1:
-                self.lanes = 1
-        self._widen(innermost)
+    The last vector is moved back to end with the axis, over elements that are done already.
+    """
+    chunk = chunk or axis.extent
+    count: Expr = constant(-(-chunk // step))
+    if low is not None and axis.extent % chunk:
+        left = tirx.floordiv(constant(axis.extent + step - 1) - low, constant(step))
+        count = tirx.Min(count, left)
+    counter = tirx.Var("v", INDEX)
+    start = counter * constant(step) + (constant(0) if low is None else low)
+    if axis.extent % step:
+        start = tirx.Min(start, constant(axis.extent - step))
+    return loop(counter, count, substitute(body, {axis.variable: start}))
 
-    def build(self) -> RangedKernel:
-        """The whole kernel."""
-        nest, axes = self.nest, self.nest.axes
-        plan = make_plan(axes, self.work, self.lanes)
-        item = tirx.Var("item", "int32")
-        body = self._body(plan, tirx.Cast("int64", item))
-        names = sorted(buffers(*nest.expressions()) | {nest.target.name})
-        arrays = {load.source.name: load.source for load in self._loads()}
-        arrays[nest.target.name] = nest.target
-        names = [name for name in names if name in arrays]
-        function = _ranged(item, body, [arrays[name] for name in names])
-        operations = int(self.work * math.prod(axis.extent for axis in axes))
-        return RangedKernel(function, tuple(names), plan.extent, operations, nest.label)
 
-    def _loads(self) -> list[Any]:
-        return loads(*self.nest.expressions())
-
-    def _factors(self, axis: Axis) -> list[int | None]:
-        """Stride along an axis of the store and of every load, None where there is none."""
-        return [
-            factors[0] if (factors := coefficients(access, [axis])) else None
-            for access in self.nest.accesses()
-        ]
-
-    def _fits(self) -> bool:
-        """Whether the innermost axis is the one along which results are stored side by side."""
-        return self._factors(self.nest.axes[-1])[0] == 1
-
-    def _spatial_is_contiguous(self) -> bool:
-        if self.lanes == 1:
-            return False
-        return all(factor in (0, 1) for factor in self._factors(self.nest.axes[-1]))
-
-    def _fold_is_contiguous(self) -> bool:
-        if not self.nest.folded:
-            return False
-        axis = self.nest.folded[-1]
-        nest = self.nest
-        factors = [coefficients(load.indices[0], [axis]) for load in loads(nest.value)]
-        strides = [factor[0] if factor else None for factor in factors]
-        return 1 in strides and all(stride in (0, 1) for stride in strides)
-
-    def _widen(self, innermost: Axis | None) -> None:
-        """Fold several registers at a time where the value is cheap."""
-        if self.nest.combine is None or arithmetic_cost(self.nest.value) > _CHEAP:
-            return
-        if self.lanes == 16 and innermost and innermost.extent >= _WIDE_FOLD:
-            self.lanes = _WIDE_FOLD
-        if self.fold_lanes == 16 and self.nest.folded[-1].extent >= 4 * _WIDE_FOLD:
-            self.fold_lanes = _WIDE_FOLD
-
-    def _body(self, plan: Plan, item: Expr) -> Stmt:
-        """One work item: the outer axes from its number, loops over the rest."""
-        values: dict[Any, Expr] = {}
-        loops = list(plan.inner)
-        rest = item
-        if plan.chunked is not None:
-            low = tirx.floormod(rest, constant(plan.chunks)) * constant(plan.chunk)
-            rest = tirx.floordiv(rest, constant(plan.chunks))
-            part = self._part_of_chunk(plan, low)
-            values[plan.chunked.variable] = part.variable + low
-            loops.insert(0, part)
-        for axis in reversed(plan.outer):
-            values[axis.variable] = tirx.floormod(rest, constant(axis.extent))
-            rest = tirx.floordiv(rest, constant(axis.extent))
-        return substitute(self._loops(loops, plan), values)

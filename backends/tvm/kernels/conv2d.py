@@ -7,7 +7,7 @@ Tiles that touch the left or right border are emitted with their position known,
 outside the image are left out when the code is made: there is no padded copy of the input.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
@@ -18,13 +18,13 @@ from shohin.backends.tvm.kernels.emit import (
     Expr,
     Kernel,
     Parameter,
-    blocks,
     local,
     ramp,
     splat,
     store,
 )
-from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_count
+from shohin.backends.tvm.kernels.epilogue import Step, apply_steps
+from shohin.backends.tvm.kernels.geometry import Geometry
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,7 @@ class Conv2d(Kernel):
         batch: images.
         channels: input channels, all groups together; a multiple of 16 unless `plain_input`.
         filters: output channels in whole blocks, all groups together.
-        size: input height and width.
-        kernel: height and width of a filter.
-        stride: vertical and horizontal.
-        padding: (top, bottom, left, right), zeros.
-        dilation: vertical and horizontal.
+        geometry: sizes, stride, padding.
         groups: both channels per group are whole blocks where this is not 1.
         plain_input: whether the input is plain NCHW.
         tile: accumulators.
@@ -57,11 +53,7 @@ class Conv2d(Kernel):
     batch: int
     channels: int
     filters: int
-    size: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int, int, int]
-    dilation: tuple[int, int]
+    geometry: Geometry
     groups: int
     plain_input: bool
     tile: ConvTile
@@ -73,16 +65,6 @@ class Conv2d(Kernel):
         return "conv2d"
 
     @property
-    def output_size(self) -> tuple[int, int]:
-        """Output height and width."""
-        top, bottom, left, right = self.padding
-        reach = [d * (k - 1) + 1 for d, k in zip(self.dilation, self.kernel, strict=True)]
-        return (
-            (self.size[0] + top + bottom - reach[0]) // self.stride[0] + 1,
-            (self.size[1] + left + right - reach[1]) // self.stride[1] + 1,
-        )
-
-    @property
     def filter_groups(self) -> int:
         """Number of tiles of filters."""
         return self.filters // (LANES * self.tile.channel_blocks)
@@ -90,7 +72,7 @@ class Conv2d(Kernel):
     @property
     def extent(self) -> int:
         """Filter tiles times images times output rows."""
-        return self.filter_groups * self.batch * self.output_size[0]
+        return self.filter_groups * self.batch * self.geometry.output_size[0]
 
     @property
     def inner_channels(self) -> int:
@@ -105,24 +87,26 @@ class Conv2d(Kernel):
     @property
     def operations(self) -> int:
         """Multiply-accumulates."""
-        height, width = self.output_size
-        taps = self.group_blocks * self.inner_channels * self.kernel[0] * self.kernel[1]
+        height, width = self.geometry.output_size
+        rows, columns = self.geometry.kernel
+        taps = self.group_blocks * self.inner_channels * rows * columns
         return self.batch * self.filters * height * width * taps
 
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights."""
         nr = LANES * self.tile.channel_blocks
-        return (self.filter_groups, self.group_blocks, *self.kernel, self.inner_channels, nr)
+        kernel = self.geometry.kernel
+        return (self.filter_groups, self.group_blocks, *kernel, self.inner_channels, nr)
 
     def input_shape(self) -> tuple[int, ...]:
         """Physical shape of the input."""
         if self.plain_input:
-            return (self.batch, self.channels, *self.size)
-        return (self.batch, self.channels // LANES, *self.size, LANES)
+            return (self.batch, self.channels, *self.geometry.size)
+        return (self.batch, self.channels // LANES, *self.geometry.size, LANES)
 
     def output_shape(self) -> tuple[int, ...]:
         """Physical shape of the output."""
-        return (self.batch, self.filters // LANES, *self.output_size, LANES)
+        return (self.batch, self.filters // LANES, *self.geometry.output_size, LANES)
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Input, weights, bias, step operands, output."""
@@ -143,7 +127,8 @@ class Conv2d(Kernel):
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
         """One output row of one tile of filters."""
-        _RowEmitter(self, item, buffers).emit()
+        emitter = _RowEmitter(self, item, buffers)
+        self.geometry.for_each_tile(self.tile.width, emitter.emit_tile)
 
 
 class _RowEmitter:
@@ -151,58 +136,28 @@ class _RowEmitter:
 
     def __init__(self, conv: Conv2d, item: Expr, buffers: tuple[Buffer, ...]) -> None:
         self.conv = conv
+        self.geometry = conv.geometry
         self.x, self.weight, self.bias, *self.operands, self.y = buffers
-        height = conv.output_size[0]
+        height = self.geometry.output_size[0]
         self.filter_tile = T.floordiv(item, height * conv.batch)
         self.image = T.floormod(T.floordiv(item, height), conv.batch)
         self.row = T.floormod(item, height)
-        self.top = self.row * conv.stride[0] - conv.padding[0]
 
-    def emit(self) -> None:
-        conv = self.conv
-        width = conv.tile.width
-        out_width = conv.output_size[1]
-        starts = range(0, out_width, width)
-        interior = [s for s in starts if s + width <= out_width and self._inside(s, width)]
-        for start in starts:
-            if start not in interior:
-                self._tile(start, min(width, out_width - start), start)
-        if interior:
-            with T.serial(0, len(interior)) as index:
-                self._tile(interior[0] + index * width, width, None)
-
-    def _inside(self, start: int, width: int) -> bool:
-        conv = self.conv
-        first = start * conv.stride[1] - conv.padding[2]
-        last = (start + width - 1) * conv.stride[1] - conv.padding[2]
-        return first >= 0 and last + (conv.kernel[1] - 1) * conv.dilation[1] < conv.size[1]
-
-    def _tile(self, start: Expr, width: int, position: int | None) -> None:
+    def emit_tile(self, start: Expr, width: int, position: int | None) -> None:
         """Emit `width` pixels from `start`; `position` is `start` where it is known, else None."""
-        conv = self.conv
-        count = conv.tile.channel_blocks
+        count = self.conv.tile.channel_blocks
         sums = local(width * count * LANES)
         for pixel in range(width):
             for block in range(count):
                 channel = (self.filter_tile * count + block) * LANES
                 store(sums, [_lane(pixel, block, count)], self.bias[ramp(channel)])
-        with T.serial(0, conv.group_blocks) as input_block:
-            self._rows(sums, input_block, start, width, position)
+        with T.serial(0, self.conv.group_blocks) as input_block:
+            low, high = self.geometry.tap_rows(self.row)
+            with T.serial(low, high) as tap_row:
+                self._columns(sums, input_block, tap_row, start, width, position)
         for pixel in range(width):
             for block in range(count):
                 self._store(sums, start, pixel, block)
-
-    def _rows(
-        self, sums: Buffer, input_block: Expr, start: Expr, width: int, position: int | None
-    ) -> None:
-        conv = self.conv
-        low, high = 0, conv.kernel[0]
-        if conv.padding[0] or conv.padding[1]:
-            step = conv.dilation[0]
-            low = T.max(0, T.floordiv(step - 1 - self.top, step))
-            high = T.min(conv.kernel[0], T.floordiv(conv.size[0] - 1 - self.top, step) + 1)
-        with T.serial(low, high) as tap_row:
-            self._columns(sums, input_block, tap_row, start, width, position)
 
     def _columns(
         self,
@@ -213,20 +168,15 @@ class _RowEmitter:
         width: int,
         position: int | None,
     ) -> None:
-        conv = self.conv
+        taps = self.geometry.kernel[1]
         if position is None:
-            with T.serial(0, conv.kernel[1]) as tap_column:
-                self._channels(sums, input_block, tap_row, tap_column, start, range(width))
+            with T.serial(0, taps) as tap:
+                self._channels(sums, input_block, tap_row, tap, start, range(width))
             return
-        for tap_column in range(conv.kernel[1]):
-            inside = [pixel for pixel in range(width) if self._valid(position + pixel, tap_column)]
+        for tap in range(taps):
+            inside = [p for p in range(width) if self.geometry.has_column(position + p, tap)]
             if inside:
-                self._channels(sums, input_block, tap_row, tap_column, start, inside)
-
-    def _valid(self, pixel: int, tap_column: int) -> bool:
-        conv = self.conv
-        column = pixel * conv.stride[1] - conv.padding[2] + tap_column * conv.dilation[1]
-        return 0 <= column < conv.size[1]
+                self._channels(sums, input_block, tap_row, tap, start, inside)
 
     def _channels(
         self,
@@ -235,7 +185,7 @@ class _RowEmitter:
         tap_row: Expr,
         tap_column: Expr,
         start: Expr,
-        pixels: "range | list[int]",
+        pixels: Sequence[int],
     ) -> None:
         count = self.conv.tile.channel_blocks
         with T.serial(0, self.conv.inner_channels) as channel:
@@ -253,8 +203,8 @@ class _RowEmitter:
         self, input_block: Expr, tap_row: Expr, tap_column: Expr, pixel: Expr, channel: Expr
     ) -> Expr:
         conv = self.conv
-        row = self.top + tap_row * conv.dilation[0]
-        column = pixel * conv.stride[1] - conv.padding[2] + tap_column * conv.dilation[1]
+        row = self.geometry.row(self.row, tap_row)
+        column = self.geometry.column(pixel, tap_column)
         if conv.plain_input:
             return self.x[self.image, channel, row, column]
         if conv.groups > 1:
@@ -320,8 +270,3 @@ def _tile_cost(tile: ConvTile, out_width: int) -> float:
         loads = tile.channel_blocks + width
         cycles += max(sums, loads / 2, 4.0) + 0.15 * loads
     return cycles / (out_width * tile.channel_blocks)
-
-
-def filter_tiles(filters: int) -> int:
-    """Filters rounded up to whole blocks."""
-    return blocks(filters) * LANES

@@ -189,7 +189,9 @@ class _TileEmitter:
                 self._accumulate(sums, k * splits + split, split, rows, columns)
         for row in range(rows):
             for block in range(count):
-                parts = [sums[ramp(((s * rows + row) * count + block) * LANES)] for s in range(splits)]
+                parts = [
+                    sums[ramp(((s * rows + row) * count + block) * LANES)] for s in range(splits)
+                ]
                 self._finish(_tree_sum(parts), row, block, min(LANES, columns - block * LANES))
 
     def _accumulate(self, sums: Buffer, k: Expr, split: int, rows: int, columns: int) -> None:

@@ -32,9 +32,7 @@ def load_lanes(buffer: Buffer, place: Place, start: Expr, valid: int = LANES) ->
     return scratch[ramp(0)]
 
 
-def store_lanes(
-    buffer: Buffer, place: Place, start: Expr, value: Expr, valid: int = LANES
-) -> None:
+def store_lanes(buffer: Buffer, place: Place, start: Expr, value: Expr, valid: int = LANES) -> None:
     """Store the first `valid` of 16 lanes from `start`."""
     if valid >= LANES:
         store(buffer, place(ramp(start)), value)

@@ -75,9 +75,7 @@ class Pointwise(Kernel):
         shape = (self._rows, self._length)
         width = {"lanes": self.channels * LANES, "rows": self.channels, "inner": self.inner}
         operands = [
-            Parameter(
-                f"operand{i}", shape if step.operand == "full" else (width[self.channel],)
-            )
+            Parameter(f"operand{i}", shape if step.operand == "full" else (width[self.channel],))
             for i, step in enumerate(s for s in self.steps if s.operand != "none")
         ]
         return (Parameter("x", shape), *operands, Parameter("y", shape))

@@ -79,10 +79,10 @@ class Pool2d(Kernel):
         image = T.floordiv(item, height * self.channel_blocks)
         block = T.floormod(T.floordiv(item, height), self.channel_blocks)
         row = T.floormod(item, height)
-        start = -3.0e38 if self.mode == "max" else 0.0
+        start = T.min_value("float32") if self.mode == "max" else T.float32(0)
         with T.serial(0, self.output_size[1]) as column:
             total = local(LANES)
-            store(total, [ramp(0)], T.broadcast(T.min_value("float32"), LANES) if start else number(0.0))
+            store(total, [ramp(0)], splat(start))
             rows, columns = self._span(row, 0), self._span(column, 1)
             with T.serial(rows[0], rows[1]) as tap_row, T.serial(columns[0], columns[1]) as tap:
                 value = x[

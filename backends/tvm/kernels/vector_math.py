@@ -59,7 +59,7 @@ def clamp(x: Expr, low: float, high: float) -> Expr:
 
 
 def exp(x: Expr) -> Expr:
-    """e to the x; relative error below 2e-7 where the result is a normal number (Cephes expf)."""
+    """E to the x; relative error below 2e-7 where the result is a normal number (Cephes expf)."""
     lanes = lanes_of(x)
     x = clamp(x, -87.3, 88.3)
     n = T.floor(x * number(1.44269504088896341, lanes) + number(0.5, lanes))

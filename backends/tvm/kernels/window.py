@@ -99,9 +99,7 @@ class Window(Kernel):
                     )
 
     def _inside(self, row: Expr, column: Expr) -> Expr:
-        return T.And(
-            T.And(row >= 0, row < self.size[0]), T.And(column >= 0, column < self.size[1])
-        )
+        return T.And(T.And(row >= 0, row < self.size[0]), T.And(column >= 0, column < self.size[1]))
 
     def _runs(self, block: int) -> list[tuple[int, int, int]]:
         """Runs of lanes of an output block as (first lane, length, first source channel)."""

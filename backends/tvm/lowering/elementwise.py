@@ -11,7 +11,7 @@ from shohin.backends.tvm.lowering.select import Handler, Selector
 
 aten = torch.ops.aten
 
-_UNARY = {
+_UNARY: dict[Any, str] = {
     aten.relu.default: "relu",
     aten.sigmoid.default: "sigmoid",
     aten.silu.default: "silu",
@@ -21,7 +21,7 @@ _UNARY = {
     aten.neg.default: "negate",
     aten.abs.default: "abs",
 }
-_BINARY = {
+_BINARY: dict[Any, str] = {
     aten.add.Tensor: "add",
     aten.sub.Tensor: "subtract",
     aten.mul.Tensor: "multiply",
@@ -118,9 +118,7 @@ def select_binary(selector: Selector, node: fx.Node) -> bool:
     return _emit(selector, node, x, FusedStep(Step(kind, operand="channel"), channels))
 
 
-def _with_number(
-    selector: Selector, node: fx.Node, x: Value, kind: str, scalar: float
-) -> bool:
+def _with_number(selector: Selector, node: fx.Node, x: Value, kind: str, scalar: float) -> bool:
     return _emit(selector, node, x, FusedStep(Step(f"{kind}-scalar", (float(scalar),))))
 
 

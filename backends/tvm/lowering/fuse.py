@@ -102,20 +102,14 @@ def _merge_windows(host: WindowCopy, op: WindowCopy) -> bool:
     for axis in range(3):
         last = op.start[axis] + (result[axis] - 1) * outer_steps[axis]
         contained = op.start[axis] >= 0 and last < middle[axis]
-        identity = (
-            host.start[axis] == 0
-            and inner_steps[axis] == 1
-            and middle[axis] == source[axis]
-        )
+        identity = host.start[axis] == 0 and inner_steps[axis] == 1 and middle[axis] == source[axis]
         if not contained and not identity:
             return False
         reach = host.start[axis] + (middle[axis] - 1) * inner_steps[axis]
         pads = pads or host.start[axis] < 0 or reach >= source[axis]
     if pads and host.value != op.value:
         return False
-    starts = [
-        op.start[axis] * inner_steps[axis] + host.start[axis] for axis in range(3)
-    ]
+    starts = [op.start[axis] * inner_steps[axis] + host.start[axis] for axis in range(3)]
     host.start = (starts[0], starts[1], starts[2])
     host.step = (inner_steps[1] * outer_steps[1], inner_steps[2] * outer_steps[2])
     host.value = op.value

@@ -225,9 +225,7 @@ def select_slice(selector: Selector, node: fx.Node) -> bool:
     steps = [1, 1, 1]
     starts[axis - 1], steps[axis - 1] = start, step
     label = selector.label(node, "slice")
-    selector.emit(
-        WindowCopy(y, label, x, (starts[0], starts[1], starts[2]), (steps[1], steps[2]))
-    )
+    selector.emit(WindowCopy(y, label, x, (starts[0], starts[1], starts[2]), (steps[1], steps[2])))
     return True
 
 
@@ -261,7 +259,7 @@ def select_cat(selector: Selector, node: fx.Node) -> bool:
     if any(part is None or part.constant is not None for part in parts):
         return False
     found = [part for part in parts if part is not None]
-    if len({part.dtype for part in found}) != 1 or any(len(p.shape) == 1 and not p.elements for p in found):
+    if len({part.dtype for part in found}) != 1 or any(not part.elements for part in found):
         return False
     axis = int(selector.argument(node, "dim")) % len(found[0].shape)
     label = selector.label(node, f"concat of {len(found)}")

@@ -49,9 +49,7 @@ def select_addmm(selector: Selector, node: fx.Node) -> bool:
     if selector.argument(node, "alpha") != 1 or selector.argument(node, "beta") != 1:
         return False
     label = selector.label(node, f"linear {weight.shape[0]}->{weight.shape[1]}")
-    selector.emit(
-        Linear(selector.result(node), label, x, weight.constant.t(), bias.constant)
-    )
+    selector.emit(Linear(selector.result(node), label, x, weight.constant.t(), bias.constant))
     return True
 
 
@@ -90,9 +88,7 @@ def select_attention(selector: Selector, node: fx.Node) -> bool:
     scores = selector.temporary(node, "scores", shape)
     shares = selector.temporary(node, "shares", shape)
     selector.emit(
-        BatchedMatMul(
-            scores, selector.label(node, "attention scores"), query, key, True, scale
-        )
+        BatchedMatMul(scores, selector.label(node, "attention scores"), query, key, True, scale)
     )
     selector.emit(SoftmaxRows(shares, selector.label(node, "attention softmax"), scores))
     selector.emit(
@@ -111,9 +107,7 @@ def select_softmax(selector: Selector, node: fx.Node) -> bool:
     if int(selector.argument(node, "dim")) % len(x.shape) != len(x.shape) - 1:
         return False
     logarithm = node.target is aten.log_softmax.int
-    selector.emit(
-        SoftmaxRows(selector.result(node), selector.label(node, "softmax"), x, logarithm)
-    )
+    selector.emit(SoftmaxRows(selector.result(node), selector.label(node, "softmax"), x, logarithm))
     return True
 
 

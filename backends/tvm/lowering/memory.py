@@ -71,19 +71,19 @@ class ConstantFile:
     def add(self, array: Array) -> Placement:
         """Append an array and give its place."""
         data = np.ascontiguousarray(array)
-        raw = memoryview(data.reshape(-1).view(np.uint8)) if data.size else memoryview(b"")
-        digest = hashlib.sha256(raw).digest() + str(len(raw)).encode()
+        raw: Array = np.atleast_1d(data).reshape(-1).view(np.uint8)
+        digest = hashlib.sha256(raw).digest() + str(raw.size).encode()
         if digest not in self._known:
             self._known[digest] = self._append(raw)
         return Placement(self._known[digest])
 
-    def _append(self, raw: memoryview) -> Buffer:
+    def _append(self, raw: Array) -> Buffer:
         start = align(self.size)
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:
             file.seek(start)
-            file.write(raw)
-        self.size = start + len(raw)
-        return Buffer("constant", len(raw), offset=start)
+            raw.tofile(file)
+        self.size = start + raw.size
+        return Buffer("constant", raw.size, offset=start)
 
 
 def plan_arena(buffers: list[Buffer]) -> int:

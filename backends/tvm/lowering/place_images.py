@@ -8,6 +8,7 @@ import torch
 from shohin.backends.tvm.kernels.conv2d import Conv2d, choose_tile
 from shohin.backends.tvm.kernels.depthwise import DepthwiseConv2d
 from shohin.backends.tvm.kernels.emit import LANES, blocks
+from shohin.backends.tvm.kernels.geometry import Geometry
 from shohin.backends.tvm.kernels.pool import GlobalAverage, Pool2d
 from shohin.backends.tvm.kernels.window import Concat, Window
 from shohin.backends.tvm.lowering.operations import (
@@ -45,11 +46,9 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
         batch=op.x.shape[0],
         channels=channels if plain else blocks(channels) * LANES,
         filters=padded_filters,
-        size=size,
-        kernel=(weight.shape[2], weight.shape[3]),
-        stride=op.stride,
-        padding=op.padding,
-        dilation=op.dilation,
+        geometry=Geometry(
+            size, (weight.shape[2], weight.shape[3]), op.stride, op.padding, op.dilation
+        ),
         groups=groups,
         plain_input=plain,
         tile=choose_tile(
@@ -130,21 +129,20 @@ def _pack_filters(weight: Array, kernel: Conv2d) -> Array:
 
 def _place_depthwise(planner: Planner, op: Convolution) -> None:
     channels = blocks(op.x.shape[1]) * LANES
+    taps = (int(op.weight.shape[2]), int(op.weight.shape[3]))
+    size = (op.x.shape[2], op.x.shape[3])
+    geometry = Geometry(size, taps, op.stride, op.padding, op.dilation)
     tile = choose_tile(op.output.shape[3], 1, min(12, planner.target.accumulators()), 1)
     kernel = DepthwiseConv2d(
         batch=op.x.shape[0],
         channels=channels,
-        size=(op.x.shape[2], op.x.shape[3]),
-        kernel=(int(op.weight.shape[2]), int(op.weight.shape[3])),
-        stride=op.stride,
-        padding=op.padding,
-        dilation=op.dilation,
+        geometry=geometry,
         width=tile.width,
         steps=kernel_steps(op),
     )
-    weight: Array = np.zeros((channels, *kernel.kernel), np.float32)
+    weight: Array = np.zeros((channels, *taps), np.float32)
     weight[: op.x.shape[1]] = numpy_of(op.weight)[:, 0]
-    packed = weight.reshape(channels // LANES, LANES, *kernel.kernel).transpose(0, 2, 3, 1)
+    packed = weight.reshape(channels // LANES, LANES, *taps).transpose(0, 2, 3, 1)
     arguments = [
         planner.blocked(op.x),
         planner.constant(np.ascontiguousarray(packed)),
@@ -183,16 +181,15 @@ def place_global_average(planner: Planner, op: GlobalAveragePooling) -> None:
 
 def place_concatenation(planner: Planner, op: Concatenation) -> None:
     """Blocked along whole blocks of channels, else plain."""
-    whole = [part for part in op.parts if part.elements]
     if _joins_blocks(planner, op):
-        lengths = tuple(blocked_bytes(part) // 4 // part.shape[0] for part in whole)
-        places = [planner.blocked(part) for part in whole]
+        lengths = tuple(blocked_bytes(part) // 4 // part.shape[0] for part in op.parts)
+        places = [planner.blocked(part) for part in op.parts]
         y = planner.define_blocked(op.output)
         planner.call(Concat(op.output.shape[0], lengths), [*places, y], op.label)
         return
     outer = math.prod(op.output.shape[: op.axis])
-    lengths = tuple(math.prod(part.shape[op.axis :]) for part in whole)
-    places = [planner.plain(part) for part in whole]
+    lengths = tuple(math.prod(part.shape[op.axis :]) for part in op.parts)
+    places = [planner.plain(part) for part in op.parts]
     kernel = Concat(outer, lengths, dtype_text(op.output.dtype))
     planner.call(kernel, [*places, planner.define_plain(op.output)], op.label)
 
@@ -220,5 +217,3 @@ def place_window(planner: Planner, op: WindowCopy) -> None:
         op.value,
     )
     planner.call(kernel, [planner.blocked(op.x), planner.define_blocked(op.output)], op.label)
-
-

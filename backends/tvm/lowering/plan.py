@@ -93,9 +93,7 @@ class Planner:
             self._place_output(index, value)
         return self.calls
 
-    def call(
-        self, kernel: Kernel, arguments: list[Placement], label: str
-    ) -> None:
+    def call(self, kernel: Kernel, arguments: list[Placement], label: str) -> None:
         """Append a call of a template instance."""
         self.call_function(kernel, arguments, kernel.extent, kernel.operations, label)
 
@@ -111,9 +109,7 @@ class Planner:
         for argument in arguments:
             argument.buffer.touch(len(self.calls))
         parts = max(1, extent) if operations >= WORTH_SPLITTING else 1
-        self.calls.append(
-            KernelCall(function, tuple(arguments), extent, parts, label, operations)
-        )
+        self.calls.append(KernelCall(function, tuple(arguments), extent, parts, label, operations))
 
     def new_buffer(self, size: int) -> Placement:
         """Fresh memory in the arena."""
@@ -157,7 +153,9 @@ class Planner:
 
     def _same_image(self, value: Value) -> Value | None:
         source, offset = self._views.get(value, (value, 0))
-        return source if source is not value and offset == 0 and source.shape == value.shape else None
+        return (
+            source if source is not value and offset == 0 and source.shape == value.shape else None
+        )
 
     def flattened_image(self, value: Value) -> Value | None:
         """The image that a matrix is the flattened form of, if that is only there blocked."""

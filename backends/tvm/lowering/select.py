@@ -161,9 +161,7 @@ class Selector:
         module = fx.GraphModule(torch.nn.Module(), graph)
         return Region(defined[0], label, module, values, defined, nodes)
 
-    def _copy_concrete(
-        self, graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any]
-    ) -> fx.Node:
+    def _copy_concrete(self, graph: fx.Graph, node: fx.Node, copies: dict[fx.Node, Any]) -> fx.Node:
         """Copy a node; numbers that the program computes become the numbers they are here."""
 
         def resolve(used: fx.Node) -> Any:
