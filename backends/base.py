@@ -1,20 +1,18 @@
 """The backend contract: what compiles a program, and what comes out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeAlias, TypeVar
+from typing import Any, ClassVar, TypeAlias, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from shohin.ir.encodings import Json
+from shohin.backends.inputs import Array, as_array, count_batches
 from shohin.ir.program import InputSpec, Program
 
-Array: TypeAlias = NDArray[np.generic]
-ArrayLike = TypeVar("ArrayLike", Array, torch.Tensor)
+Progress: TypeAlias = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -58,9 +56,46 @@ class ArtifactInfo:
 
 
 class Artifact(ABC):
-    """A compiled program."""
+    """A compiled program.
+
+    Attributes:
+        info: what it is, what goes in and what comes out.
+    """
 
     info: ArtifactInfo
+
+    @overload
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]: ...
+
+    @overload
+    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]: ...
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Run once on numpy arrays or torch tensors; the results are of the same kind.
+
+        Contiguous arrays are read where they lie; others are copied first.
+
+        Raises:
+            InputError: naming the input, what was expected and what was given.
+        """
+        results = self.run([as_array(item, i) for i, item in enumerate(inputs)])
+        if any(isinstance(item, torch.Tensor) for item in inputs):
+            tensors = tuple(torch.from_numpy(result) for result in results)
+            return tensors[0] if len(tensors) == 1 else tensors
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def run_batches(self, inputs: Sequence[Array]) -> list[Array]:
+        """Run over inputs whose axis 0 is a multiple of the compiled batch, joining the results.
+
+        Raises:
+            InputError: when the model has no batch axis or the sizes do not divide.
+        """
+        batch = self.info.batch
+        count = count_batches(self.info.name, batch, inputs)
+        parts = [
+            self.run([array[i * batch : (i + 1) * batch] for array in inputs]) for i in range(count)
+        ]
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     @abstractmethod
     def run(self, inputs: Sequence[Array]) -> list[Array]:
@@ -82,9 +117,15 @@ class Artifact(ABC):
 
 
 class Backend(ABC):
-    """Compiles programs for one kind of target."""
+    """Compiles programs for some kinds of target.
+
+    Class attributes:
+        name: what it is called.
+        targets: the kinds of target it compiles for, each with the dataclass of its options.
+    """
 
     name: ClassVar[str]
+    targets: ClassVar[Mapping[str, type[Any]]]
 
     @abstractmethod
     def supports(self, program: Program) -> list[Diagnostic]:
@@ -92,7 +133,7 @@ class Backend(ABC):
 
     @abstractmethod
     def compile(
-        self, program: Program, target: str, *, batch: int = 1, options: Mapping[str, Json] = {}
+        self, program: Program, target: str, *, batch: int = 1, progress: Progress | None = None
     ) -> Artifact:
         """Compile a program.
 
@@ -100,8 +141,9 @@ class Backend(ABC):
             program: what to compile.
             target: text of the target, e.g. ``cpu{threads=2}``.
             batch: size of the symbolic batch.
-            options: the backend's own options.
+            progress: called with (steps done, steps, what comes next).
 
         Raises:
+            SpecError: when the target's text is wrong, or the batch not positive.
             UnsupportedError: listing every node that cannot be compiled.
         """

@@ -9,18 +9,19 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from shohin.backends.base import Array, Artifact, ArtifactInfo
+from shohin.backends.base import Artifact, ArtifactInfo
+from shohin.backends.inputs import Array, check_inputs, numpy_dtype
 from shohin.backends.tvm.header import write_header
 from shohin.backends.tvm.link import Parts, form_of, link
 from shohin.backends.tvm.manifest import info_of, manifest_of
 from shohin.backends.tvm.target import host_runs
 from shohin.backends.tvm.trailer import append_trailer, read_trailer
-from shohin.errors import ArtifactError, InputError
+from shohin.errors import ArtifactError
 from shohin.ir.files import atomic_path
 from shohin.ir.program import InputSpec
 
@@ -71,49 +72,16 @@ class Binary(Artifact):
             )
         return cls(info, file, prefix)
 
-    @overload
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]: ...
-
-    @overload
-    def __call__(self, *inputs: Array) -> Array | tuple[Array, ...]: ...
-
-    def __call__(self, *inputs: Any) -> Any:
-        """Run once on numpy arrays or torch tensors; the results are of the same kind.
-
-        Contiguous arrays are read where they lie; others are copied first.
-
-        Raises:
-            InputError: naming the input, what was expected and what was given.
-        """
-        results = self.run([_as_array(item, i) for i, item in enumerate(inputs)])
-        if any(isinstance(item, torch.Tensor) for item in inputs):
-            tensors = tuple(torch.from_numpy(result) for result in results)
-            return tensors[0] if len(tensors) == 1 else tensors
-        return results[0] if len(results) == 1 else tuple(results)
-
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run once on numpy arrays.
 
         Raises:
             InputError: naming the input, what was expected and what was given.
         """
-        arrays = check_inputs(self.info, inputs)
+        arrays = check_inputs(self.info.name, self.info.inputs, self.info.batch, inputs)
         outputs = [_empty(spec) for spec in self.info.outputs]
         self._instance().run(arrays, outputs)
         return outputs
-
-    def run_batches(self, inputs: Sequence[Array]) -> list[Array]:
-        """Run over inputs whose axis 0 is a multiple of the compiled batch, joining the results.
-
-        Raises:
-            InputError: when the model has no batch axis or the sizes do not divide.
-        """
-        batch = self.info.batch
-        count = _batches(self.info, inputs)
-        parts = [
-            self.run([array[i * batch : (i + 1) * batch] for array in inputs]) for i in range(count)
-        ]
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
     def profile(self, inputs: Sequence[Array], runs: int = 10) -> list[tuple[str, float]]:
         """Median milliseconds of each step.
@@ -125,7 +93,7 @@ class Binary(Artifact):
         Returns:
             Label and milliseconds of each step, in order.
         """
-        arrays = check_inputs(self.info, inputs)
+        arrays = check_inputs(self.info.name, self.info.inputs, self.info.batch, inputs)
         outputs = [_empty(spec) for spec in self.info.outputs]
         instance = self._instance()
         times = np.stack([instance.profile(arrays, outputs) for _ in range(runs)])
@@ -186,66 +154,9 @@ def _threads_of(target: str) -> int:
     return int(rest.strip("}").split()[0]) if found else 1
 
 
-def _as_array(item: object, index: int) -> Array:
-    if isinstance(item, torch.Tensor):
-        array: Array = item.detach().numpy()
-        return array
-    if isinstance(item, np.ndarray):
-        return item
-    raise InputError(
-        f"input {index}", f"expected a numpy array or torch tensor, got {type(item).__name__}"
-    )
-
-
-def _numpy_dtype(spec: InputSpec) -> "np.dtype[Any]":
-    return np.dtype(str(spec.dtype).removeprefix("torch."))
-
-
-def check_inputs(info: ArtifactInfo, inputs: Sequence[Array]) -> list[Array]:
-    """The inputs, contiguous.
-
-    Raises:
-        InputError: naming the input, what was expected and what was given.
-    """
-    if len(inputs) != len(info.inputs):
-        names = ", ".join(f"{spec.name}: {spec.describe()}" for spec in info.inputs)
-        raise InputError(
-            info.name, f"expected {len(info.inputs)} inputs ({names}), got {len(inputs)}"
-        )
-    for spec, array in zip(info.inputs, inputs, strict=True):
-        if array.shape != spec.shape or array.dtype != _numpy_dtype(spec):
-            sizes = ",".join(str(size) for size in array.shape)
-            raise InputError(
-                f"input '{spec.name}'",
-                f"expected {spec.describe()}, got {array.dtype}[{sizes}]",
-                _mismatch_hint(info, spec, array),
-            )
-    return [np.ascontiguousarray(array) for array in inputs]
-
-
-def _mismatch_hint(info: ArtifactInfo, spec: InputSpec, array: Array) -> str:
-    if array.dtype != _numpy_dtype(spec):
-        return f"convert it with .astype('{_numpy_dtype(spec)}')"
-    if info.batch and array.shape[1:] == spec.shape[1:]:
-        return f"compile with batch={array.shape[0]}, or use run_batches"
-    return "reshape it, or compile the model for this shape"
-
-
-def _batches(info: ArtifactInfo, inputs: Sequence[Array]) -> int:
-    sizes = {array.shape[0] if array.ndim else 0 for array in inputs}
-    if not info.batch or len(sizes) != 1:
-        raise InputError(info.name, f"expected inputs with one batch axis, got sizes {sizes}")
-    size = sizes.pop()
-    if size == 0 or size % info.batch:
-        raise InputError(
-            info.name, f"expected a multiple of the compiled batch {info.batch}, got {size}"
-        )
-    return size // info.batch
-
-
 def _empty(spec: InputSpec) -> Array:
     """An uninitialised array on a boundary that kernels can write to directly."""
-    dtype = _numpy_dtype(spec)
+    dtype = numpy_dtype(spec)
     shape = spec.concrete(1)
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + _ALIGNMENT, dtype=np.uint8)
@@ -322,7 +233,7 @@ class _Instance:
         run = self._library.functions["run"]
         self._library.check(run(self._handle, _pointers(inputs), _pointers(outputs)))
 
-    def profile(self, inputs: list[Array], outputs: list[Array]) -> Array:
+    def profile(self, inputs: list[Array], outputs: list[Array]) -> "NDArray[np.float64]":
         """Run once and give each step's milliseconds."""
         times = np.zeros(max(1, self._library.info().step_count))
         status = self._library.functions["profile"](

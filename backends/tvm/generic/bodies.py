@@ -51,7 +51,9 @@ def fold_body(nest: Nest, lane: Axis | None, fold_lanes: int) -> Stmt:
     for axis in reversed(nest.folded):
         update = loop(axis.variable, constant(axis.extent), update)
     start = _vector(lane, tirx.BufferStore(total, nest.start, [place]))
-    return tirx.SeqStmt([_allocate(total), start, update, _vector(lane, _finish(nest, total, place))])
+    return tirx.SeqStmt(
+        [_allocate(total), start, update, _vector(lane, _finish(nest, total, place))]
+    )
 
 
 def _fold_in_lanes(nest: Nest, width: int) -> Stmt:
@@ -63,12 +65,14 @@ def _fold_in_lanes(nest: Nest, width: int) -> Stmt:
     place = counter * constant(width) + lane.variable
     whole, rest = divmod(axis.extent, width)
     vector = substitute(nest.value, {axis.variable: place})
-    wide = loop(counter, constant(whole), _vector(lane, _update(nest, parts, lane.variable, vector)))
-    last = constant(whole * width) + counter
-    single = substitute(nest.value, {axis.variable: last})
+    wide = loop(
+        counter, constant(whole), _vector(lane, _update(nest, parts, lane.variable, vector))
+    )
     steps = [wide]
     if rest:
-        steps.append(loop(counter, constant(rest), _update(nest, total, constant(0), single)))
+        end = tirx.Var("e", INDEX)
+        single = substitute(nest.value, {axis.variable: constant(whole * width) + end})
+        steps.append(loop(end, constant(rest), _update(nest, total, constant(0), single)))
     folded: Stmt = tirx.SeqStmt(steps) if rest else wide
     for outer in reversed(nest.folded[:-1]):
         folded = loop(outer.variable, constant(outer.extent), folded)
@@ -113,11 +117,10 @@ def _local(nest: Nest, size: int) -> Buffer:
 
 
 def _allocate(buffer: Buffer) -> Stmt:
-    return tirx.AllocBuffer(buffer, {"disable_lower_builtin": True})
+    return tirx.AllocBuffer(buffer, {"disable_lower_builtin": tirx.const(True, "bool")})
 
 
 def _update(nest: Nest, total: Buffer, place: Expr, value: Expr) -> Stmt:
-    assert nest.combine is not None
     return tirx.BufferStore(total, nest.combine(tirx.BufferLoad(total, [place]), value), [place])
 
 

@@ -3,34 +3,32 @@
 Each takes an ATen node and TVM's importer, and gives the Relax value of the node.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from torch import fx
 from tvm import ir, relax, te, tirx, topi
 
-from shohin.backends.tvm.generic.expressions import int_of
+from shohin.backends.tvm.generic import indexing
+from shohin.backends.tvm.generic.relax_values import (
+    Converter,
+    Importer,
+    Value,
+    argument,
+    value_shape,
+)
+from shohin.backends.tvm.generic.resize import resize_bilinear, resize_nearest
 
-Importer = Any
-Value = Any
-Converter = Callable[[fx.Node, Importer], Value]
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def _shape(value: Value) -> tuple[int, ...]:
-    return tuple(int_of(extent) for extent in value.ty.shape.values)
+_LARGEST_PRODUCT = 8
 
 
 def _extreme(operator: Callable[..., Value]) -> Converter:
     """``amax`` and ``amin``: over some axes, all by default."""
 
     def convert(node: fx.Node, importer: Importer) -> Value:
-        axes = list(_argument(node, 1, "dim", ())) or None
-        keep = _argument(node, 2, "keepdim", False)
+        axes = list(argument(node, 1, "dim", ())) or None
+        keep = argument(node, 2, "keepdim", False)
         return importer.block_builder.emit(operator(importer.env[node.args[0]], axes, keep))
 
     return convert
@@ -45,9 +43,7 @@ def _first_index(extreme: Callable[..., Any], axis: int, keep: bool) -> Callable
         shape = list(data.shape)
 
         def position(*indices: Any) -> Any:
-            hit = data(*indices) >= best(*indices[:axis], 0, *indices[axis + 1 :])
-            if extreme is topi.min:
-                hit = data(*indices) <= best(*indices[:axis], 0, *indices[axis + 1 :])
+            hit = tirx.EQ(data(*indices), best(*indices[:axis], 0, *indices[axis + 1 :]))
             index = tirx.Cast("int64", indices[axis])
             return tirx.Select(hit, index, tirx.Cast("int64", length - 1))
 
@@ -57,7 +53,7 @@ def _first_index(extreme: Callable[..., Any], axis: int, keep: bool) -> Callable
 
 
 def _index_of(importer: Importer, data: Value, extreme: Any, axis: int, keep: bool) -> Value:
-    axis = axis % max(len(_shape(data)), 1)
+    axis = axis % max(len(value_shape(data)), 1)
     return importer.block_builder.emit_te(_first_index(extreme, axis, keep), data)
 
 
@@ -66,12 +62,13 @@ def _argument_of(extreme: Any) -> Converter:
 
     def convert(node: fx.Node, importer: Importer) -> Value:
         data = importer.env[node.args[0]]
-        axis = _argument(node, 1, "dim")
-        keep = bool(_argument(node, 2, "keepdim", False))
-        if axis is not None and _shape(data):
+        axis = argument(node, 1, "dim")
+        keep = bool(argument(node, 2, "keepdim", False))
+        if axis is not None and value_shape(data):
             return _index_of(importer, data, extreme, axis, keep)
-        rank = len(_shape(data))
-        flat = importer.block_builder.emit(relax.op.reshape(data, [int(np.prod(_shape(data)))]))
+        rank = len(value_shape(data))
+        size = math.prod(value_shape(data))
+        flat = importer.block_builder.emit(relax.op.reshape(data, [size]))
         index = _index_of(importer, flat, extreme, 0, False)
         return importer.block_builder.emit(relax.op.reshape(index, [1] * rank if keep else []))
 
@@ -83,11 +80,63 @@ def _with_index(operator: Callable[..., Value], extreme: Any) -> Converter:
 
     def convert(node: fx.Node, importer: Importer) -> Value:
         data = importer.env[node.args[0]]
-        axis, keep = _argument(node, 1, "dim"), bool(_argument(node, 2, "keepdim", False))
+        axis, keep = argument(node, 1, "dim"), bool(argument(node, 2, "keepdim", False))
         best = importer.block_builder.emit(operator(data, [axis], keep))
         return best, _index_of(importer, data, extreme, axis, keep)
 
     return convert
+
+
+def _var_mean(node: fx.Node, importer: Importer) -> Value:
+    """Variance about the mean, and the mean."""
+    data = importer.env[node.args[0]]
+    rank = len(value_shape(data))
+    axes = [axis % rank for axis in argument(node, 1, "dim") or range(rank)]
+    keep = bool(node.kwargs.get("keepdim", False))
+    correction = node.kwargs.get("correction")
+    count = math.prod(value_shape(data)[axis] for axis in axes)
+    divisor = max(count - (1.0 if correction is None else float(str(correction))), 0.0)
+    emit = importer.block_builder.emit
+    mean = emit(relax.op.mean(data, axes, keepdims=True))
+    centred = emit(relax.op.subtract(data, mean))
+    squares = emit(relax.op.sum(emit(relax.op.multiply(centred, centred)), axes, keepdims=keep))
+    scale = relax.const(1.0 / divisor if divisor else math.nan, str(data.ty.dtype))
+    variance = emit(relax.op.multiply(squares, scale))
+    return variance, mean if keep else emit(relax.op.squeeze(mean, axes))
+
+
+def _variance(node: fx.Node, importer: Importer) -> Value:
+    """Variance alone."""
+    return _var_mean(node, importer)[0]
+
+
+def _product(node: fx.Node, importer: Importer) -> Value:
+    """``prod`` along an axis."""
+    data, keep = importer.env[node.args[0]], argument(node, 2, "keepdim", False)
+    return importer.block_builder.emit(relax.op.prod(data, [node.args[1]], keep))
+
+
+def _power(node: fx.Node, importer: Importer) -> Value:
+    """``pow`` by a constant: products for small whole exponents, which integers need too."""
+    exponent: Any = node.args[1]
+    [data] = _promoted(node, importer)[:1]
+    if exponent not in range(1, _LARGEST_PRODUCT + 1):
+        power = relax.const(exponent, str(data.ty.dtype))
+        return importer.block_builder.emit(relax.op.power(data, power))
+    return importer.block_builder.emit_te(_product_of_equals(int(exponent)), data)
+
+
+def _product_of_equals(count: int) -> Callable[[Any], Any]:
+    def compute(data: Any) -> Any:
+        def element(*indices: Any) -> Any:
+            total = data(*indices)
+            for _ in range(count - 1):
+                total = total * data(*indices)
+            return total
+
+        return te.compute(data.shape, element, name="power")
+
+    return compute
 
 
 def _scan(operator: Callable[..., Any]) -> Converter:
@@ -95,26 +144,27 @@ def _scan(operator: Callable[..., Any]) -> Converter:
 
     def convert(node: fx.Node, importer: Importer) -> Value:
         data = importer.env[node.args[0]]
-        axis = _argument(node, 1, "dim") % len(_shape(data))
+        axis = argument(node, 1, "dim") % len(value_shape(data))
         dtype = str(importer._convert_data_type(node.meta["val"].dtype))
         return importer.block_builder.emit_te(operator, data, axis, dtype)
 
     return convert
 
 
-def _scalars_in_own_type(relax_operator: Callable[..., Value]) -> Converter:
+def _promoting(operator: Callable[..., Value]) -> Converter:
     """A binary operator whose operands take the type that torch promotes them to."""
 
     def convert(node: fx.Node, importer: Importer) -> Value:
-        operands = [importer.env.get(a) if isinstance(a, fx.Node) else a for a in node.args[:2]]
-        tensors = [a.meta["val"] for a in node.args[:2] if isinstance(a, fx.Node)]
-        dtype = importer._convert_data_type(node.meta["val"].dtype)
-        if node.meta["val"].dtype.is_floating_point is False and str(dtype) == "bool":
-            dtype = importer._convert_data_type(tensors[0].dtype)
-        left, right = (_in_type(importer, operand, str(dtype)) for operand in operands)
-        return importer.block_builder.emit(relax_operator(left, right))
+        return importer.block_builder.emit(operator(*_promoted(node, importer)))
 
     return convert
+
+
+def _promoted(node: fx.Node, importer: Importer) -> list[Value]:
+    """The two operands in the type of the result."""
+    dtype = str(importer._convert_data_type(node.meta["val"].dtype))
+    operands = [importer.env[a] if isinstance(a, fx.Node) else a for a in node.args[:2]]
+    return [_in_type(importer, operand, dtype) for operand in operands]
 
 
 def _in_type(importer: Importer, operand: Any, dtype: str) -> Value:
@@ -128,104 +178,14 @@ def _in_type(importer: Importer, operand: Any, dtype: str) -> Value:
 def _divide(node: fx.Node, importer: Importer) -> Value:
     """``div`` with a rounding mode."""
     mode = node.kwargs.get("rounding_mode")
-    if mode == "floor":
-        return _scalars_in_own_type(relax.op.floor_divide)(node, importer)
-    if mode is None:
-        return _scalars_in_own_type(relax.op.divide)(node, importer)
+    if mode != "trunc":
+        operator = relax.op.floor_divide if mode == "floor" else relax.op.divide
+        return _promoting(operator)(node, importer)
+    left, right = _promoted(node, importer)
+    emit = importer.block_builder.emit
     if node.meta["val"].dtype.is_floating_point:
-        quotient = _scalars_in_own_type(relax.op.divide)(node, importer)
-        return importer.block_builder.emit(relax.op.trunc(quotient))
-    left, right = (
-        _in_type(
-            importer,
-            importer.env[a] if isinstance(a, fx.Node) else a,
-            str(importer._convert_data_type(node.meta["val"].dtype)),
-        )
-        for a in node.args[:2]
-    )
-    return importer.block_builder.emit_te(_truncated_quotient, left, right)
-
-
-def _truncated_quotient(left: Any, right: Any) -> Any:
-    return topi.broadcast.trunc_divide(left, right) if hasattr(
-        topi.broadcast, "trunc_divide"
-    ) else topi.divide(left, right)
-
-
-def _resize_sizes(node: fx.Node, importer: Importer) -> tuple[Value, tuple[int, ...], list[float]]:
-    """Data, output height and width, and input pixels per output pixel along both."""
-    data = importer.env[node.args[0]]
-    size = [int(extent) for extent in node.meta["val"].shape[2:]]
-    factors = _scale_factors(node)
-    steps = [
-        1.0 / factor if factor else extent / out
-        for factor, extent, out in zip(factors, _shape(data)[2:], size, strict=True)
-    ]
-    return data, tuple(size), steps
-
-
-def _scale_factors(node: fx.Node) -> Sequence[float | None]:
-    """The scale factors that the node was given, None where only a size was."""
-    last = node.args[-1]
-    if str(node.target).endswith(".vec"):
-        return list(last) if isinstance(last, list | tuple) and last else [None, None]
-    given = [a for a in node.args[2:] if isinstance(a, float) or a is None]
-    return (given + [None, None])[:2] if given else [None, None]
-
-
-def _nearest(node: fx.Node, importer: Importer) -> Value:
-    """``upsample_nearest2d``: rows, then columns, each picked by a table of indices."""
-    data, size, steps = _resize_sizes(node, importer)
-    for axis, (out, step) in enumerate(zip(size, steps, strict=True), start=2):
-        extent = _shape(data)[axis]
-        picked = np.floor(np.arange(out, dtype=np.float32) * np.float32(step))
-        table = relax.const(np.minimum(picked, extent - 1).astype(np.int32))
-        data = importer.block_builder.emit(relax.op.take(data, table, axis=axis, mode="fast"))
-    return data
-
-
-def _bilinear(node: fx.Node, importer: Importer) -> Value:
-    """``upsample_bilinear2d``: columns first, so that rows are blended in whole vectors."""
-    data, size, steps = _resize_sizes(node, importer)
-    aligned = bool(node.args[2])
-    for axis in (3, 2):
-        extent, out = _shape(data)[axis], size[axis - 2]
-        places = _source_places(extent, out, steps[axis - 2], aligned)
-        low = np.minimum(places.astype(np.int32), extent - 1)
-        share = (places - low).astype(np.float32)
-        tables = [low, np.minimum(low + 1, extent - 1).astype(np.int32), share]
-        constants = [relax.const(table) for table in tables]
-        data = importer.block_builder.emit_te(_blend(axis), data, *constants)
-    return data
-
-
-def _source_places(extent: int, out: int, step: float, aligned: bool) -> Any:
-    """Where output pixels lie among input pixels."""
-    steps = np.arange(out, dtype=np.float32)
-    if aligned:
-        return steps * np.float32((extent - 1) / (out - 1) if out > 1 else 0.0)
-    return np.maximum((steps + np.float32(0.5)) * np.float32(step) - np.float32(0.5), 0.0)
-
-
-def _blend(axis: int) -> Callable[..., Any]:
-    """``x[low] * (1 - share) + x[high] * share`` along an axis, by tables."""
-
-    def compute(data: Any, low: Any, high: Any, share: Any) -> Any:
-        shape = list(data.shape)
-        shape[axis] = low.shape[0]
-
-        def blended(*indices: Any) -> Any:
-            place = indices[axis]
-
-            def pick(table: Any) -> Any:
-                return data(*indices[:axis], table(place), *indices[axis + 1 :])
-
-            weight = share(place)
-            return pick(low) * (tirx.const(1.0, "float32") - weight) + pick(high) * weight
-
-        return te.compute(shape, blended, name="blend")
-
-    return compute
+        return emit(relax.op.trunc(emit(relax.op.divide(left, right))))
+    return importer.block_builder.emit_te(topi.divide, left, right)
 
 
 CONVERTERS: dict[str, Converter] = {
@@ -235,17 +195,26 @@ CONVERTERS: dict[str, Converter] = {
     "argmin.default": _argument_of(topi.min),
     "max.dim": _with_index(relax.op.max, topi.max),
     "min.dim": _with_index(relax.op.min, topi.min),
+    "embedding.default": indexing.embedding,
+    "select.int": indexing.select,
+    "index.Tensor": indexing.index,
+    "_unsafe_index.Tensor": indexing.index,
+    "index_select.default": indexing.index_select,
+    "pow.Tensor_Scalar": _power,
+    "prod.dim_int": _product,
+    "var_mean.correction": _var_mean,
+    "var.correction": _variance,
     "cumsum.default": _scan(topi.cumsum),
     "cumprod.default": _scan(topi.cumprod),
     "div.Tensor_mode": _divide,
     "div.Scalar_mode": _divide,
-    "div.Tensor": _scalars_in_own_type(relax.op.divide),
-    "div.Scalar": _scalars_in_own_type(relax.op.divide),
-    "floor_divide.default": _scalars_in_own_type(relax.op.floor_divide),
-    "remainder.Tensor": _scalars_in_own_type(relax.op.floor_mod),
-    "remainder.Scalar": _scalars_in_own_type(relax.op.floor_mod),
-    "upsample_nearest2d.default": _nearest,
-    "upsample_nearest2d.vec": _nearest,
-    "upsample_bilinear2d.default": _bilinear,
-    "upsample_bilinear2d.vec": _bilinear,
+    "div.Tensor": _promoting(relax.op.divide),
+    "div.Scalar": _promoting(relax.op.divide),
+    "floor_divide.default": _promoting(relax.op.floor_divide),
+    "remainder.Tensor": _promoting(relax.op.floor_mod),
+    "remainder.Scalar": _promoting(relax.op.floor_mod),
+    "upsample_nearest2d.default": resize_nearest,
+    "upsample_nearest2d.vec": resize_nearest,
+    "upsample_bilinear2d.default": resize_bilinear,
+    "upsample_bilinear2d.vec": resize_bilinear,
 }

@@ -1,5 +1,6 @@
 """Elementary functions of float32 as polynomials, so that loops over them become SIMD."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,8 +10,56 @@ from tvm import ir, tirx
 from shohin.backends.tvm.generic.expressions import Expr, dtype_of
 from shohin.backends.tvm.kernels import vector_math
 
+_LOG_POLYNOMIAL = (
+    7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1, 1.4249322787e-1,
+    -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+)  # fmt: skip
+_SMALLEST_NORMAL = 1.17549435e-38
+_LARGEST_EXPONENT = 88.7228
+_SMALLEST_EXPONENT = -87.3
+
+
+def _number(value: float) -> Expr:
+    return tirx.const(value, "float32")
+
+
+def exp(x: Expr) -> Expr:
+    """E to the x, with 0 and infinity beyond the range of normal numbers."""
+    infinite = tirx.Select(x > _number(_LARGEST_EXPONENT), _number(math.inf), vector_math.exp(x))
+    return tirx.Select(x < _number(_SMALLEST_EXPONENT), _number(0.0), infinite)
+
+
+def log(x: Expr) -> Expr:
+    """Natural logarithm; relative error below 2e-7 (Cephes logf)."""
+    tiny = x < _number(_SMALLEST_NORMAL)
+    scaled = tirx.Select(tiny, x * _number(2.0**23), x)
+    bits = tirx.reinterpret("int32", scaled)
+    mantissa = tirx.reinterpret("float32", (bits & 0x7FFFFF) | 0x3F000000)
+    below = mantissa < _number(math.sqrt(0.5))
+    exponent = tirx.Cast("float32", (bits >> 23) - 126) - tirx.Select(
+        tiny, _number(23.0), _number(0.0)
+    )
+    exponent = exponent - tirx.Select(below, _number(1.0), _number(0.0))
+    reduced = tirx.Select(below, mantissa + mantissa, mantissa) - _number(1.0)
+    variable = tirx.Var("reduced", "float32")
+    result = tirx.Let(variable, reduced, _log_near_one(variable, exponent))
+    result = tirx.Select(x == _number(math.inf), x, result)
+    result = tirx.Select(x < _number(0.0), _number(math.nan), result)
+    return tirx.Select(x == _number(0.0), _number(-math.inf), result)
+
+
+def _log_near_one(x: Expr, exponent: Expr) -> Expr:
+    """``log(1 + x) + exponent * log(2)``, the latter in two parts."""
+    polynomial = _number(_LOG_POLYNOMIAL[0])
+    for coefficient in _LOG_POLYNOMIAL[1:]:
+        polynomial = polynomial * x + _number(coefficient)
+    small = polynomial * x * x * x - exponent * _number(2.12194440e-4) - _number(0.5) * x * x
+    return x + small + exponent * _number(0.693359375)
+
+
 _POLYNOMIALS: Mapping[str, Callable[[Expr], Expr]] = {
-    "exp": vector_math.exp,
+    "exp": exp,
+    "log": log,
     "erf": vector_math.erf,
     "tanh": vector_math.tanh,
     "sigmoid": vector_math.sigmoid,
@@ -30,7 +79,7 @@ def _expand_call(call: Any) -> Expr:
     if not call.args or str(call.ty) != "float32":
         return call
     if name in _POLYNOMIALS:
-        return _let(call.args[0], _POLYNOMIALS[name])
+        return _let(call.args[0], _keep_nan(_POLYNOMIALS[name]))
     if name == "pow" and isinstance(call.args[1], tirx.FloatImm):
         return _power(call, float(call.args[1].value))
     return call
@@ -40,6 +89,11 @@ def _let(value: Expr, function: Callable[[Expr], Expr]) -> Expr:
     """The function of a value that is computed once however often the function uses it."""
     variable = tirx.Var("value", dtype_of(value))
     return tirx.Let(variable, value, function(variable))
+
+
+def _keep_nan(function: Callable[[Expr], Expr]) -> Callable[[Expr], Expr]:
+    """The function, but not a number where its argument is not."""
+    return lambda x: tirx.Select(tirx.isnan(x), x, function(x))
 
 
 def _power(call: Any, exponent: float) -> Expr:

@@ -160,7 +160,7 @@ def reshape_indices(
     while right < len(target):
         stop, end = _next_group(source, target, left, right)
         group = linear(indices[left:stop], source[left:stop])
-        result.extend(_spread(group, target[right:end]))
+        result.extend(spread(group, target[right:end]))
         left, right = stop, end
     return result
 
@@ -181,7 +181,7 @@ def _next_group(
     return stop, end
 
 
-def _spread(position: Expr, shape: Sequence[int]) -> list[Expr]:
+def spread(position: Expr, shape: Sequence[int]) -> list[Expr]:
     """Row-major indices of a position inside a group of axes."""
     wide = [axis for axis, extent in enumerate(shape) if extent > 1]
     result = [constant(0)] * len(shape)

@@ -77,9 +77,7 @@ def _inline(
     return [*stages[: position + 1], *later]
 
 
-def _worth_repeating(
-    stage: Stage, users: list[Any], storage: Storage, kept: bool
-) -> bool:
+def _worth_repeating(stage: Stage, users: list[Any], storage: Storage, kept: bool) -> bool:
     elements = math.prod(axis.extent for axis in stage.axes)
     demand = sum(_demand(user, stage.target.name, storage) for user in users)
     repeats = demand / max(elements, 1) - (0 if kept else 1)
@@ -129,9 +127,7 @@ def _map_values(stage: Stage, change: Callable[[Expr], Expr]) -> Stage:
     return replace(stage, value=change(stage.value), epilogue=epilogue)
 
 
-def _drop_dead(
-    stages: list[AnyStage], storage: Storage, outputs: set[str]
-) -> list[AnyStage]:
+def _drop_dead(stages: list[AnyStage], storage: Storage, outputs: set[str]) -> list[AnyStage]:
     needed = set(outputs)
     kept: list[AnyStage] = []
     for stage in reversed(stages):
@@ -196,5 +192,3 @@ def _with_epilogue(stage: Stage, user: Stage, storage: Storage) -> Stage:
         epilogue=(total, value),
         label=f"{stage.label}_{user.label}" if stage.label != user.label else stage.label,
     )
-
-

@@ -4,13 +4,14 @@ Axes of extent one go, axes whose halves are used apart are split, neighbours th
 through in one stride are merged, and the innermost axis is cut where conditions on it change.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import tvm_ffi
-from tvm import ir, tirx
+from tvm import tirx
 
 from shohin.backends.tvm.generic.expressions import (
     Axis,
@@ -61,7 +62,7 @@ class Nest:
     target: Buffer
     place: Expr
     value: Expr
-    combine: type | None
+    combine: Any
     start: Expr | None
     epilogue: tuple[Expr, Expr] | None
     label: str
@@ -78,9 +79,7 @@ class Nest:
     def map(self, change: Callable[[Expr], Expr]) -> "Nest":
         """The nest with every expression changed."""
         epilogue = self.epilogue and (self.epilogue[0], change(self.epilogue[1]))
-        return replace(
-            self, place=change(self.place), value=change(self.value), epilogue=epilogue
-        )
+        return replace(self, place=change(self.place), value=change(self.value), epilogue=epilogue)
 
     def simplified(self) -> "Nest":
         """The nest with every expression simplified over the ranges of its axes."""
@@ -89,9 +88,7 @@ class Nest:
     def replaced(self, old: Sequence[Axis], new: Sequence[Axis], values: dict[Any, Expr]) -> "Nest":
         """The nest with neighbouring axes replaced by others."""
         nest = self.map(lambda expression: substitute(expression, values))
-        nest = replace(
-            nest, axes=_swap(self.axes, old, new), folded=_swap(self.folded, old, new)
-        )
+        nest = replace(nest, axes=_swap(self.axes, old, new), folded=_swap(self.folded, old, new))
         return nest.simplified()
 
     def work(self) -> float:
@@ -102,16 +99,14 @@ class Nest:
         return steps * (inner + (self.combine is not None)) + outer + 1.0
 
 
-def _swap(
-    axes: tuple[Axis, ...], old: Sequence[Axis], new: Sequence[Axis]
-) -> tuple[Axis, ...]:
+def _swap(axes: tuple[Axis, ...], old: Sequence[Axis], new: Sequence[Axis]) -> tuple[Axis, ...]:
     if old[0] not in axes:
         return axes
     position = axes.index(old[0])
     return (*axes[:position], *new, *axes[position + len(old) :])
 
 
-def flatten(stage: Stage, storage: Storage, flat: dict[str, Buffer]) -> Nest:
+def flatten(stage: Stage, storage: Storage, flat: Mapping[str, Buffer]) -> Nest:
     """The stage over flat arrays.
 
     Args:
@@ -155,11 +150,20 @@ def canonical(nest: Nest) -> Nest:
 def _drop_units(nest: Nest) -> Nest:
     units = {axis.variable: constant(0) for axis in (*nest.axes, *nest.folded) if axis.extent == 1}
     nest = nest.map(lambda expression: substitute(expression, units))
-    return replace(
+    nest = replace(
         nest,
         axes=tuple(axis for axis in nest.axes if axis.extent != 1),
         folded=tuple(axis for axis in nest.folded if axis.extent != 1),
     )
+    return nest if nest.folded else _without_fold(nest)
+
+
+def _without_fold(nest: Nest) -> Nest:
+    """A fold over single values as the plain store that it is."""
+    value = nest.value
+    if nest.epilogue:
+        value = substitute(nest.epilogue[1], {nest.epilogue[0]: value})
+    return replace(nest, value=value, combine=None, start=None, epilogue=None)
 
 
 def _split_one(nest: Nest) -> Nest | None:
@@ -189,7 +193,7 @@ def _merge_one(nest: Nest) -> Nest | None:
     free = _variables_outside_indices(nest)
     accesses = nest.accesses()
     for axes in (nest.axes, nest.folded):
-        for left, right in zip(axes[:-1], axes[1:], strict=True):
+        for left, right in itertools.pairwise(axes):
             if left.variable in free or right.variable in free:
                 continue
             if _one_stride(accesses, left, right):
@@ -260,7 +264,7 @@ def _changes_at(node: Any, axis: Axis) -> int | None:
     if factors is None:
         return None
     base = analyzer_for([axis]).simplify(substitute(difference, {axis.variable: constant(0)}))
-    if not isinstance(base, ir.IntImm):
+    if not isinstance(base, tirx.IntImm):
         return None
     holds = _COMPARISONS[type(node)]
     first = holds(int(base.value))

@@ -4,6 +4,7 @@ This is the route of operators that have no template: the region is imported and
 TVM, its loops are read back as stages, fused, and built as ranged kernels like the templates'.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -76,7 +77,7 @@ class RegionCode:
 class _RegionKey:
     """A region by its structure: equal regions share their code."""
 
-    code: str
+    structure: str
     inputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
     module: fx.GraphModule = field(compare=False)
 
@@ -93,10 +94,22 @@ def compile_region(module: fx.GraphModule, inputs: Inputs) -> RegionCode:
         RegionError: TVM's importer or legaliser does not take the region.
     """
     fixed = tuple((tuple(shape), dtype) for shape, dtype in inputs)
-    key = _RegionKey(module.code, fixed, module)
+    key = _RegionKey(_structure(module), fixed, module)
     if any(node.op == "get_attr" for node in module.graph.nodes):
         return _compile(key)
     return _compile_cached(key)
+
+
+def _structure(module: fx.GraphModule) -> str:
+    """The nodes as text, whatever their names."""
+    numbers: dict[fx.Node, str] = {}
+    lines = []
+    for number, node in enumerate(module.graph.nodes):
+        numbers[node] = f"%{number}"
+        target = "" if node.op == "placeholder" else str(node.target)
+        arguments = fx.node.map_arg((node.args, node.kwargs), lambda source: numbers[source])
+        lines.append(f"{node.op} {target} {arguments}")
+    return "\n".join(lines)
 
 
 def unsupported_nodes(module: fx.GraphModule, inputs: Inputs) -> list[tuple[fx.Node, str]]:
@@ -139,14 +152,10 @@ def _tensors(graph: fx.Graph, node: fx.Node, value: Any) -> list[fx.Node]:
     if isinstance(value, torch.Tensor):
         return [node]
     return [
-        graph.call_function(_item, (node, position))
+        graph.call_function(operator.getitem, (node, position))
         for position, part in enumerate(value)
         if isinstance(part, torch.Tensor)
     ]
-
-
-def _item(values: Any, position: int) -> Any:
-    return values[position]
 
 
 @lru_cache(maxsize=_CACHED_REGIONS)
@@ -225,21 +234,21 @@ def _kernels(
         return [build_loops(_flatten_loops(stage, storage, flat), flat)]
     if any(axis.extent == 0 for axis in stage.axes):
         return []
+    for expression in stage.expressions():
+        _refuse_runtime_calls(expression)
     nest = canonical(flatten(stage, storage, flat))
     return [build_nest(canonical(part)) for part in segments(nest)]
 
 
 def _refuse_runtime_calls(body: Any) -> None:
     def visit(call: Any) -> None:
-        if any(call.op.name.endswith(name) for name in _FORBIDDEN_CALLS):
+        if str(getattr(call.op, "name", "")).endswith(_FORBIDDEN_CALLS):
             raise ValueError(f"it needs TVM's runtime: {call.args[0]}")
 
     tvm_ffi.structural_walk(body, (ir.Call, visit))
 
 
-def _flatten_loops(
-    stage: LoopStage, storage: Storage, flat: Mapping[str, Buffer]
-) -> LoopStage:
+def _flatten_loops(stage: LoopStage, storage: Storage, flat: Mapping[str, Buffer]) -> LoopStage:
     def flatten_load(load: Any) -> Expr:
         root = storage.root(load.source.name)
         place = linear(load.indices, shape_of(load.source))

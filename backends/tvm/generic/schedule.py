@@ -7,7 +7,7 @@ before it.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ _SMALLEST_ITEM = 1024
 _LARGEST_ITEM = 1 << 17
 _REGISTER = 16
 _WIDE_FOLD = 64
+_ROUNDS = 4
 _CHEAP = 4.0
 
 
@@ -98,21 +99,26 @@ class Widths:
 def choose_widths(nest: Nest) -> Widths:
     """Vectors run where results lie side by side, else where folded values do."""
     dtypes = [str(nest.target.dtype), dtype_of(nest.value)]
-    cheap = arithmetic_cost(nest.value) <= _CHEAP
-    spatial = _strides(nest.accesses(), nest.axes[-1]) if nest.axes else []
-    lanes = _lanes(nest.axes[-1].extent, dtypes) if spatial and spatial[0] == 1 else 1
-    if nest.combine is None or "bool" in dtypes:
-        return Widths(lanes if nest.combine is None else 1, 1)
-    if lanes > 1 and all(stride in (0, 1) for stride in spatial):
-        wide = cheap and lanes == _REGISTER and nest.axes[-1].extent >= _WIDE_FOLD
-        return Widths(_WIDE_FOLD if wide else lanes, 1)
-    folded = _strides([load.indices[0] for load in loads(nest.value)], nest.folded[-1])
-    if 1 in folded and all(stride in (0, 1) for stride in folded):
-        fold_lanes = _lanes(nest.folded[-1].extent, dtypes)
-        wide = cheap and fold_lanes == _REGISTER and nest.folded[-1].extent >= 4 * _WIDE_FOLD
-        fold_lanes = _WIDE_FOLD if wide else fold_lanes
-        return Widths(lanes, 1) if fold_lanes == 1 else Widths(1, fold_lanes)
+    strides = _strides(nest.accesses(), nest.axes[-1]) if nest.axes else []
+    lanes = _lanes(nest.axes[-1].extent, dtypes) if strides and strides[0] == 1 else 1
+    if nest.combine is None:
+        return Widths(lanes, 1)
+    if "bool" in dtypes:
+        return Widths(1, 1)
+    if lanes > 1 and all(stride in (0, 1) for stride in strides):
+        return Widths(_widened(nest, lanes, nest.axes[-1].extent), 1)
+    axis = nest.folded[-1]
+    folded = _strides([load.indices[0] for load in loads(nest.value)], axis)
+    fold_lanes = _lanes(axis.extent, dtypes)
+    if fold_lanes > 1 and 1 in folded and all(stride in (0, 1) for stride in folded):
+        return Widths(1, _widened(nest, fold_lanes, axis.extent // _ROUNDS))
     return Widths(lanes, 1)
+
+
+def _widened(nest: Nest, lanes: int, extent: int) -> int:
+    """Several registers at a time where the folded value is cheap, to hide the fold's latency."""
+    cheap = arithmetic_cost(nest.value) <= _CHEAP
+    return _WIDE_FOLD if cheap and lanes == _REGISTER and extent >= _WIDE_FOLD else lanes
 
 
 def _strides(accesses: Sequence[Expr], axis: Axis) -> list[int | None]:
@@ -146,7 +152,6 @@ def make_plan(axes: Sequence[Axis], work: float, lanes: int) -> Plan:
             return Plan(tuple(axes[:position]), axis, chunk, tuple(axes[position + 1 :]))
         inside *= axis.extent
     return Plan((), None, 1, tuple(axes))
-
 
 
 def build_nest(nest: Nest) -> RangedKernel:
@@ -220,9 +225,7 @@ def _step_body(nest: Nest, widths: Widths) -> Stmt:
     return fold_body(nest, lane, widths.fold_lanes) if nest.combine else store_body(nest, lane)
 
 
-def _axis_loop(
-    axis: Axis, step: int, body: Stmt, low: Expr | None = None, chunk: int = 0
-) -> Stmt:
+def _axis_loop(axis: Axis, step: int, body: Stmt, low: Expr | None = None, chunk: int = 0) -> Stmt:
     """The body for an axis or a chunk of it, in vectors where there are lanes.
 
     The last vector is moved back to end with the axis, over elements that are done already.
@@ -237,5 +240,3 @@ def _axis_loop(
     if axis.extent % step:
         start = tirx.Min(start, constant(axis.extent - step))
     return loop(counter, count, substitute(body, {axis.variable: start}))
-
-

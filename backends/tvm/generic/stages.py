@@ -5,6 +5,7 @@ nest becomes a stage of our own: axes, target, value. Stages see arrays in their
 reshapes are no stages but other views of the same array.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,7 +24,9 @@ from shohin.backends.tvm.generic.expressions import (
     dtype_of,
     int_of,
     linear,
+    new_axis,
     shape_of,
+    spread,
     substitute,
 )
 
@@ -250,7 +253,7 @@ def _read_nest(nest: Stmt, label: str) -> Stage | None:
     store = block.body
     if not isinstance(store, tirx.BufferStore) or block.alloc_buffers or block.match_buffers:
         return None
-    if not all(isinstance(value, tirx.Var) for value in nest.iter_values):
+    if not all(isinstance(value, tirx.Var | tirx.IntImm) for value in nest.iter_values):
         return None
     stage = Stage(
         _axes(block, tirx.IterVar.DataPar), store.buffer, tuple(store.indices), store.value,
@@ -311,12 +314,50 @@ def _read_loops(nest: Stmt, storage: Storage, label: str) -> Iterator[LoopStage]
         start = tirx.IfThenElse(tirx.all(*first), substitute(block.init, values), None)
         return tirx.SeqStmt([start, body])
 
+    independent = _independent_loops(nest)
     body = tvm_ffi.structural_map(nest, (s_tir.SBlockRealize, lower), order="post")
     body = substitute(body, bound)
+    if independent:
+        yield _fuse_loops(body, independent, label)
+        return
     while isinstance(body, tirx.AttrStmt):
         body = body.body
     for part in body.seq if isinstance(body, tirx.SeqStmt) else [body]:
         yield _loop_stage(part, label)
+
+
+def _independent_loops(nest: Stmt) -> int:
+    """How many of the outermost loops run through elements that one block stores apart."""
+    variables = []
+    while isinstance(nest, tirx.For):
+        variables.append(nest.loop_var)
+        nest = nest.body
+    if not isinstance(nest, s_tir.SBlockRealize):
+        return 0
+    apart = {
+        value
+        for item, value in zip(nest.block.iter_vars, nest.iter_values, strict=True)
+        if item.iter_type == tirx.IterVar.DataPar and isinstance(value, tirx.Var)
+    }
+    count = 0
+    while count < len(variables) and variables[count] in apart:
+        count += 1
+    return count
+
+
+def _fuse_loops(nest: Stmt, count: int, label: str) -> LoopStage:
+    """The outermost loops as the work items of the rest."""
+    axes = []
+    for _ in range(count):
+        axes.append(Axis(nest.loop_var, int_of(nest.extent)))
+        nest = nest.body
+    item = new_axis("item", math.prod(axis.extent for axis in axes))
+    indices = spread(item.variable, [axis.extent for axis in axes])
+    values = {
+        axis.variable: tirx.Cast(dtype_of(axis.variable), index)
+        for axis, index in zip(axes, indices, strict=True)
+    }
+    return LoopStage(_sequential(substitute(nest, values)), item, label)
 
 
 def _loop_stage(part: Stmt, label: str) -> LoopStage:

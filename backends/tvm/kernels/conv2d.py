@@ -23,7 +23,7 @@ from shohin.backends.tvm.kernels.emit import (
     splat,
     store,
 )
-from shohin.backends.tvm.kernels.epilogue import Step, apply_steps
+from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
 from shohin.backends.tvm.kernels.geometry import Geometry
 
 
@@ -110,18 +110,11 @@ class Conv2d(Kernel):
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Input, weights, bias, step operands, output."""
-        operands = [
-            Parameter(
-                f"operand{i}",
-                self.output_shape() if step.operand == "full" else (self.filters,),
-            )
-            for i, step in enumerate(s for s in self.steps if s.operand != "none")
-        ]
         return (
             Parameter("x", self.input_shape()),
             Parameter("weight", self.weight_shape()),
             Parameter("bias", (self.filters,)),
-            *operands,
+            *operand_parameters(self.steps, self.output_shape(), self.filters),
             Parameter("y", self.output_shape()),
         )
 

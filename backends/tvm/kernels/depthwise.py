@@ -14,7 +14,7 @@ from shohin.backends.tvm.kernels.emit import (
     ramp,
     store,
 )
-from shohin.backends.tvm.kernels.epilogue import Step, apply_steps
+from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
 from shohin.backends.tvm.kernels.geometry import Geometry
 
 
@@ -60,15 +60,11 @@ class DepthwiseConv2d(Kernel):
         """Input, weights, bias, step operands, output."""
         count = self.channels // LANES
         output = (self.batch, count, *self.geometry.output_size, LANES)
-        operands = [
-            Parameter(f"operand{i}", output if step.operand == "full" else (self.channels,))
-            for i, step in enumerate(s for s in self.steps if s.operand != "none")
-        ]
         return (
             Parameter("x", (self.batch, count, *self.geometry.size, LANES)),
             Parameter("weight", self.weight_shape()),
             Parameter("bias", (self.channels,)),
-            *operands,
+            *operand_parameters(self.steps, output, self.channels),
             Parameter("y", output),
         )
 

@@ -69,8 +69,9 @@ class Kernel(ABC):
                 for p in self.parameters()
             )
             begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
-            with T.serial(begin, end) as item:
-                self.emit(item, buffers)
+            # From zero: TVM moves a loop to zero without moving the bounds of loops inside it.
+            with T.serial(0, end - begin) as index:
+                self.emit(begin + index, buffers)
         return builder.get()
 
 

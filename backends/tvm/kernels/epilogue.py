@@ -7,7 +7,7 @@ from typing import Literal
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from shohin.backends.tvm.kernels import vector_math as vm
-from shohin.backends.tvm.kernels.emit import Buffer, Expr, number
+from shohin.backends.tvm.kernels.emit import Buffer, Expr, Parameter, number
 
 OperandKind = Literal["none", "full", "channel"]
 Unary = Callable[[Expr], Expr]
@@ -127,6 +127,18 @@ def apply_steps(
     return x
 
 
-def operand_count(steps: tuple[Step, ...]) -> int:
-    """How many buffers the steps read."""
-    return sum(step.operand != "none" for step in steps)
+def operand_parameters(
+    steps: tuple[Step, ...], full: tuple[int, ...], channels: int
+) -> tuple[Parameter, ...]:
+    """The pointer parameters of the steps' second operands.
+
+    Args:
+        steps: the steps.
+        full: physical shape of the result.
+        channels: length of a per-channel operand.
+    """
+    kinds = [step.operand for step in steps if step.operand != "none"]
+    return tuple(
+        Parameter(f"operand{i}", full if kind == "full" else (channels,))
+        for i, kind in enumerate(kinds)
+    )

@@ -24,7 +24,7 @@ from shohin.backends.tvm.kernels.emit import (
     splat,
     store,
 )
-from shohin.backends.tvm.kernels.epilogue import Step, apply_steps
+from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
 from shohin.backends.tvm.kernels.partial import load_lanes, store_lanes
 
 
@@ -111,15 +111,11 @@ class MatMul(Kernel):
         """First operand, second operand, bias if any, step operands, result."""
         result = (self.batch, self.rows, self.columns)
         bias = [Parameter("bias", (self.padded_columns,))] if self.bias else []
-        operands = [
-            Parameter(f"operand{i}", result if step.operand == "full" else (self.padded_columns,))
-            for i, step in enumerate(s for s in self.steps if s.operand != "none")
-        ]
         return (
             Parameter("a", (self.batch, self.rows, self.depth)),
             Parameter("weight", self.weight_shape()),
             *bias,
-            *operands,
+            *operand_parameters(self.steps, result, self.padded_columns),
             Parameter("y", result),
         )
 

@@ -14,7 +14,7 @@ from shohin.backends.tvm.kernels.emit import (
     ramp,
     splat,
 )
-from shohin.backends.tvm.kernels.epilogue import Step, apply_steps
+from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
 from shohin.backends.tvm.kernels.partial import for_each_vector, load_lanes, store_lanes
 
 _CHUNK = 1024
@@ -74,11 +74,11 @@ class Pointwise(Kernel):
         """Input, step operands, output."""
         shape = (self._rows, self._length)
         width = {"lanes": self.channels * LANES, "rows": self.channels, "inner": self.inner}
-        operands = [
-            Parameter(f"operand{i}", shape if step.operand == "full" else (width[self.channel],))
-            for i, step in enumerate(s for s in self.steps if s.operand != "none")
-        ]
-        return (Parameter("x", shape), *operands, Parameter("y", shape))
+        return (
+            Parameter("x", shape),
+            *operand_parameters(self.steps, shape, width[self.channel]),
+            Parameter("y", shape),
+        )
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
         """One row or chunk."""

@@ -79,7 +79,7 @@ class Pool2d(Kernel):
         image = T.floordiv(item, height * self.channel_blocks)
         block = T.floormod(T.floordiv(item, height), self.channel_blocks)
         row = T.floormod(item, height)
-        start = T.min_value("float32") if self.mode == "max" else T.float32(0)
+        start = T.float32(float("-inf") if self.mode == "max" else 0.0)
         with T.serial(0, self.output_size[1]) as column:
             total = local(LANES)
             store(total, [ramp(0)], splat(start))

@@ -168,14 +168,11 @@ def select_transpose(selector: Selector, node: fx.Node) -> bool:
 def select_item(selector: Selector, node: fx.Node) -> bool:
     """One of the parts that ``unbind``, ``split`` or ``chunk`` give along a leading axis."""
     source = node.args[0]
-    if not isinstance(source, fx.Node) or source.target not in _SPLITS:
+    if not isinstance(source, fx.Node) or source not in selector.split_nodes:
         return False
     x = selector.tensor(source, "self")
     fake, parts = selector.fakes[node], selector.fakes[source]
     if x is None or not isinstance(fake, Tensor) or not isinstance(parts, (tuple, list)):
-        return False
-    axis = int(selector.argument(source, "dim")) % len(x.shape)
-    if any(size != 1 for size in x.shape[:axis]) or x.constant is not None:
         return False
     index = int(str(node.args[1]))
     offset = sum(math.prod(part.shape) for part in parts[:index])
@@ -190,7 +187,10 @@ def select_split(selector: Selector, node: fx.Node) -> bool:
         return False
     axis = int(selector.argument(node, "dim")) % len(x.shape)
     items = all(user.target is operator.getitem for user in node.users)
-    return items and all(size == 1 for size in x.shape[:axis])
+    if not items or any(size != 1 for size in x.shape[:axis]):
+        return False
+    selector.split_nodes.add(node)
+    return True
 
 
 def select_select(selector: Selector, node: fx.Node) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shohin.backends.tvm.lowering.operations import Array
 
@@ -71,13 +72,13 @@ class ConstantFile:
     def add(self, array: Array) -> Placement:
         """Append an array and give its place."""
         data = np.ascontiguousarray(array)
-        raw: Array = np.atleast_1d(data).reshape(-1).view(np.uint8)
-        digest = hashlib.sha256(raw).digest() + str(raw.size).encode()
+        raw: NDArray[np.uint8] = np.atleast_1d(data).reshape(-1).view(np.uint8)
+        digest = hashlib.sha256(raw.data).digest() + str(raw.size).encode()
         if digest not in self._known:
             self._known[digest] = self._append(raw)
         return Placement(self._known[digest])
 
-    def _append(self, raw: Array) -> Buffer:
+    def _append(self, raw: NDArray[np.uint8]) -> Buffer:
         start = align(self.size)
         with self.path.open("r+b" if self.path.exists() else "w+b") as file:
             file.seek(start)

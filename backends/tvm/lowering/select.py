@@ -35,6 +35,7 @@ class Selector:
         self.fakes = fake_values(program.module, program.inputs, batch)
         self.values: dict[fx.Node, Value] = {}
         self.operations: list[Operation] = []
+        self.split_nodes: set[fx.Node] = set()
         self._pending: list[fx.Node] = []
         self._constants: dict[str, Value] = {}
 
@@ -63,7 +64,10 @@ class Selector:
     def _settled(self, node: fx.Node) -> bool:
         """Whether the node's inputs are computed once the pending region is emitted."""
         self._flush_if_needed(node)
-        return all(n in self.values or not self._computes_tensor(n) for n in node.all_input_nodes)
+        return all(
+            n in self.values or n in self.split_nodes or not self._computes_tensor(n)
+            for n in node.all_input_nodes
+        )
 
     def _flush_if_needed(self, node: fx.Node) -> None:
         if any(n in self._pending for n in node.all_input_nodes):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def _aligned(shape: Sequence[int], dtype: str, fill: int = 0xA5) -> Any:
 class Runner:
     """Regions in one loaded library."""
 
-    def __init__(self, codes: dict[str, RegionCode], folder: Path) -> None:
+    def __init__(self, codes: dict[str, RegionCode], folder: Path, target: CpuTarget) -> None:
         self.codes = codes
         functions: dict[str, Any] = {}
         self.symbols: dict[int, str] = {}
@@ -71,7 +72,8 @@ class Runner:
             for call in code.calls:
                 symbol = self.symbols.setdefault(id(call.function), f"k{len(self.symbols)}")
                 functions[symbol] = call.function
-        emit_object(functions, CpuTarget(), folder / "kernels.o")
+        emit_object(functions, target, folder / "kernels.o")
+        self.object_bytes = (folder / "kernels.o").read_bytes()
         command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-target"]
         command += ["x86_64-linux-gnu.2.17", str(folder / "kernels.o"), "-lm", "-o"]
         subprocess.run([*command, str(folder / "kernels.so")], check=True)
@@ -104,7 +106,7 @@ class Runner:
         arrays, calls = self.prepare(name, region)
         for function, pointers, extent in calls:
             bounds = [extent * i // pieces for i in range(pieces + 1)]
-            for begin, end in reversed(list(zip(bounds[:-1], bounds[1:], strict=True))):
+            for begin, end in reversed(list(pairwise(bounds))):
                 assert function(*pointers, ctypes.c_int32(begin), ctypes.c_int32(end)) == 0
         for position, tensor in enumerate(region.inputs):
             np.testing.assert_array_equal(arrays[f"in{position}"], tensor.detach().numpy())
@@ -119,7 +121,7 @@ def capture_region() -> Callable[..., Region]:
 
 @pytest.fixture(scope="session")
 def make_runner(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Runner]:
-    def make(codes: dict[str, RegionCode]) -> Runner:
-        return Runner(codes, tmp_path_factory.mktemp("generic"))
+    def make(codes: dict[str, RegionCode], target: CpuTarget | None = None) -> Runner:
+        return Runner(codes, tmp_path_factory.mktemp("generic"), target or CpuTarget())
 
     return make

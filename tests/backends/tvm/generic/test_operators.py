@@ -1,5 +1,6 @@
 """Regions of many operators against torch, whole and split into ranges."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+
+from shohin.backends.tvm.target import CpuTarget
 
 
 def _floats(*shape: int) -> torch.Tensor:
@@ -70,7 +73,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "integers": (lambda i: (i * 3 - 1, i + i, i // 3, i % 7, -i, i.abs()), (INTS,)),
     "integer_truncation": (lambda i: torch.div(i, 3, rounding_mode="trunc"), (INTS,)),
     "integer_division": (lambda i: i / 4, (INTS,)),
-    "integer_sum": (lambda i: (i.sum(), i.sum(0), i.sum(1), i.amax(1)), (INTS,)),
+    "integer_sum": (lambda i: (i.sum(), i.sum(0), i.sum(1), i.amax(1), i**2, i**3), (INTS,)),
     "casts": (lambda i: (i.float() * 0.5, i.to(torch.int32), (i > 0).float()), (INTS,)),
     "scalar": (lambda x: x.sum(), (WIDE,)),
     "scalar_in": (lambda x: x * 2 + 1, (torch.tensor(1.5),)),
@@ -109,6 +112,12 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "roll_flip": (lambda x: (x.roll(3, 1), x.flip(1)), (WIDE,)),
     "gather": (lambda x, i: x.gather(1, i), (WIDE, _ints(3, 11, low=0, high=37))),
     "index_select": (lambda x, i: x.index_select(1, i), (WIDE, _ints(9, low=0, high=37))),
+    "index": (lambda x, i: (x[i], x[:, i % 3], x[i, :, i]), (X[:2], _ints(4, low=-2, high=2))),
+    "index_pairs": (
+        lambda x, i, j: x[:, i, j],
+        (X, _ints(2, 1, low=0, high=3), _ints(4, low=-7, high=7)),
+    ),
+    "mean_of_one": (lambda x: (x[:, :1].mean(1), x[..., :1].amax(-1) + 1), (X,)),
     "scatter": (
         lambda x, i: x.scatter(1, i, 2.0),
         (WIDE, torch.arange(15).reshape(3, 5) * 2),
@@ -117,7 +126,10 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "arange": (lambda x: x + torch.arange(37), (WIDE,)),
     "one_hot": (lambda i: F.one_hot(i, 12).float(), (_ints(7, low=0, high=12),)),
     "matmul": (lambda x, y: x @ y, (_floats(2, 5, 17), _floats(2, 17, 9))),
-    "einsum": (lambda x, y: torch.einsum("bij,bkj->bik", x, y), (_floats(2, 5, 7), _floats(2, 9, 7))),
+    "einsum": (
+        lambda x, y: torch.einsum("bij,bkj->bik", x, y),
+        (_floats(2, 5, 7), _floats(2, 9, 7)),
+    ),
     "linear": (F.linear, (WIDE, _floats(11, 37), _floats(11))),
     "conv1d": (lambda x, w: F.conv1d(x, w, padding=1), (_floats(2, 3, 20), _floats(4, 3, 3))),
     "conv3d": (F.conv3d, (_floats(1, 2, 5, 6, 7), _floats(3, 2, 2, 3, 3))),
@@ -132,7 +144,10 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "repeat": (lambda x: x.repeat(2, 3), (WIDE,)),
     "same_output": (lambda x: (x.reshape(37, 3), x.t(), (x + 1).reshape(-1)), (WIDE,)),
     "long_row": (lambda x: (x.sum(-1), x.amax(-1), x * 2), (_floats(3, 5003),)),
-    "large": (lambda x, y: (torch.softmax(x, 1) * y).sum((0, 2)), (_floats(9, 50, 61), _floats(50, 1))),
+    "large": (
+        lambda x, y: (torch.softmax(x, 1) * y).sum((0, 2)),
+        (_floats(9, 50, 61), _floats(50, 1)),
+    ),
 }
 
 
@@ -148,10 +163,25 @@ def built(capture_region: Any, make_runner: Any) -> Any:
 @pytest.mark.parametrize("name", CASES)
 def test_equals_torch(name: str, pieces: int, built: Any) -> None:
     regions, runner = built
-    region = regions[name]
-    results = runner.run(name, region, pieces)
-    for result, expected in zip(results, region.expected, strict=True):
-        wanted = expected.numpy()
+    _check(runner.run(name, regions[name], pieces), regions[name].expected)
+
+
+def test_object_needs_no_runtime(built: Any) -> None:
+    _, runner = built
+    assert not re.search(rb"TVM(Backend|FFI|API)", runner.object_bytes)
+
+
+@pytest.mark.parametrize("arch", ["x86-64-v2", "x86-64-v3"])
+def test_older_processors(arch: str, built: Any, make_runner: Any) -> None:
+    regions, runner = built
+    names = ["chain", "large", "unary", "pad", "long_row", "bilinear", "integers", "compare"]
+    older = make_runner({name: runner.codes[name] for name in names}, CpuTarget(arch))
+    for name in names:
+        _check(older.run(name, regions[name], 3), regions[name].expected)
+
+
+def _check(results: list[Any], expected: tuple[torch.Tensor, ...]) -> None:
+    for result, wanted in zip(results, (tensor.numpy() for tensor in expected), strict=True):
         assert result.dtype == wanted.dtype
         if wanted.dtype.kind == "f":
             np.testing.assert_allclose(result, wanted, rtol=3e-6, atol=3e-6)

@@ -1,0 +1,63 @@
+"""The TVM backend: compiles programs for CPUs."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from shohin.backends.base import Backend, Diagnostic, Progress
+from shohin.backends.targets import read_target
+from shohin.backends.tvm.binary import Binary
+from shohin.backends.tvm.target import CpuTarget
+from shohin.errors import UnsupportedError
+from shohin.ir.program import Program
+
+
+class TvmBackend(Backend):
+    """Compiles with shohin's kernel templates, and with TVM what no template takes."""
+
+    name = "tvm"
+    targets: ClassVar[Mapping[str, type[Any]]] = {"cpu": CpuTarget}
+
+    def supports(self, program: Program) -> list[Diagnostic]:
+        """The nodes that neither a kernel template nor TVM takes, at batch 1."""
+        return list(_diagnose(program))
+
+    def compile(
+        self, program: Program, target: str, *, batch: int = 1, progress: Progress | None = None
+    ) -> Binary:
+        """Compile a program to a binary, held in a temporary folder until it is saved.
+
+        Args:
+            program: what to compile.
+            target: e.g. ``cpu{arch=x86-64-v3 threads=2}``.
+            batch: size of the symbolic batch.
+            progress: called with (steps done, steps, what comes next).
+
+        Raises:
+            SpecError: when the target's text is wrong, or the batch not positive.
+            UnsupportedError: listing every node that cannot be compiled.
+        """
+        options = read_target(target, self.targets)
+        # TVM takes a second to import, which loading and describing binaries can do without.
+        from shohin.backends.tvm.compile import compile_program
+
+        return compile_program(program, options, batch, progress)
+
+
+def _diagnose(program: Program) -> Iterator[Diagnostic]:
+    from shohin.backends.tvm.generic.region import RegionError, compile_region, unsupported_nodes
+    from shohin.backends.tvm.lowering.lower import HANDLERS
+    from shohin.backends.tvm.lowering.operations import Region
+    from shohin.backends.tvm.lowering.select import Selector
+
+    try:
+        operations = Selector(program, 1, HANDLERS).select().operations
+    except UnsupportedError as error:
+        yield Diagnostic(error.where, "", error.problem)
+        return
+    for region in (operation for operation in operations if isinstance(operation, Region)):
+        inputs = [(value.shape, value.dtype) for value in region.values]
+        try:
+            compile_region(region.module, inputs)
+        except RegionError:
+            for node, reason in unsupported_nodes(region.module, inputs):
+                yield Diagnostic(node.name, str(node.target), reason)

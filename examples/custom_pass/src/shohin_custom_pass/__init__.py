@@ -1,0 +1,1 @@
+"""A pass for shohin from a package of its own."""

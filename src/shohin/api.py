@@ -1,0 +1,219 @@
+"""The public functions beside `capture`: optimise, compile, load."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor, nn
+
+from shohin.backends.base import Artifact, Progress
+from shohin.backends.registry import parse_target
+from shohin.batches import Batches
+from shohin.errors import SpecError, near_name_hint
+from shohin.ir.program import Program
+from shohin.ir.serialise import load_program, save_program
+from shohin.layers import layers_of, totals_of
+from shohin.passes.base import Context, Evaluate, Pass, Train
+from shohin.passes.instruments.base import Instrument
+from shohin.passes.instruments.checkpoint import Checkpoint
+from shohin.passes.instruments.drift import Drift
+from shohin.passes.instruments.dumping import Dumping
+from shohin.passes.instruments.printing import ALL, Printing
+from shohin.passes.instruments.progress import ProgressBar
+from shohin.passes.instruments.timing import Timing
+from shohin.passes.manager import PassManager
+from shohin.passes.pipeline import format_pass, format_pipeline, parse_pipeline
+from shohin.report import Evaluation, Report, pair_layers, pass_rows
+
+PathLike = str | Path
+PassNames = Collection[str] | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `optimize` gives back.
+
+    Attributes:
+        program: the optimised program.
+        report: what was done, and what it cost before and after.
+    """
+
+    program: Program
+    report: Report
+
+    def save(self, path: PathLike) -> Path:
+        """Write the program to a file that `load` reads; by custom its name ends in ``.shohin``.
+
+        Raises:
+            ArtifactError: when the file cannot be written.
+        """
+        save_program(self.program, path)
+        return Path(path)
+
+
+def optimize(
+    program: Program,
+    passes: str | Sequence[Pass],
+    *,
+    calibration: Iterable[Tensor | Sequence[Tensor]] = (),
+    evaluate: Evaluate | None = None,
+    train: Train | None = None,
+    seed: int = 0,
+    workdir: PathLike | None = None,
+    resume: bool = False,
+    verify_each: bool = True,
+    print_before: PassNames = (),
+    print_after: PassNames = (),
+    dump: PathLike | None = None,
+    drift: bool = True,
+    progress: bool = False,
+) -> Result:
+    """Run passes over a program.
+
+    Args:
+        program: the program; it is left as it is.
+        passes: the pipeline, as text or as passes.
+        calibration: input batches for passes that look at activations: tuples of one tensor for
+            each input of the program, without labels. Read once per use, in order.
+        evaluate: measures a module, higher is better; called before and after, and by passes that
+            search.
+        train: trains a module in place, for passes that retrain.
+        seed: seed of every random choice that a pass makes.
+        workdir: folder for checkpoints, one after every pass.
+        resume: go on from the furthest checkpoint in `workdir` that fits.
+        verify_each: verify the program before the first and after every pass.
+        print_before: names of passes before which the program is printed, or ``"all"``.
+        print_after: names of passes after which the program is printed, or ``"all"``.
+        dump: folder to write the program and the remarks to after every pass.
+        drift: compare outputs on the first calibration batch around every pass.
+        progress: draw a progress bar on standard error, when that is a terminal.
+
+    Raises:
+        SpecError: when the pipeline's text, an option or an argument is wrong.
+        InputError: when a calibration batch does not fit the program.
+        PassError: when the order of the passes is impossible, or a pass fails.
+        VerifyError: when the program is invalid.
+        ArtifactError: when a checkpoint or dump cannot be written.
+    """
+    _check_program(program)
+    chosen = parse_pipeline(passes) if isinstance(passes, str) else tuple(passes)
+    _check_names(chosen, print_before, print_after)
+    if resume and workdir is None:
+        raise SpecError("resume", "there is nothing to resume from", "give a workdir")
+    batches = Batches(calibration, program.inputs)
+    folder = Path(workdir) if workdir is not None else None
+    context = Context(batches, evaluate, train, seed, folder)
+    timing = Timing()
+    sample = batches.first() if drift else None
+    drifting = Drift(sample) if sample is not None else None
+    instruments: list[Instrument | None] = [
+        timing,
+        drifting,
+        Printing(_container(print_before), _container(print_after)),
+        Dumping(Path(dump)) if dump is not None else None,
+        Checkpoint(folder, resume) if folder is not None else None,
+        ProgressBar() if progress else None,
+    ]
+    manager = PassManager(chosen, filter(None, instruments), verify_each)
+    before = _measure(evaluate, program.module) if evaluate else None
+    result = manager.run(program, context)
+    after = _measure(evaluate, result.module) if evaluate else None
+    report = Report(
+        name=program.name,
+        pipeline=format_pipeline(chosen),
+        before=totals_of(program),
+        after=totals_of(result),
+        layers=pair_layers(layers_of(program), layers_of(result)),
+        passes=pass_rows(
+            [format_pass(item) for item in chosen],
+            [item.name for item in chosen],
+            [time.seconds for time in timing.times],
+            drifting.drifts if drifting else (),
+            context.remarks,
+        ),
+        remarks=tuple(context.remarks),
+        evaluation=Evaluation(before, after) if before is not None and after is not None else None,
+    )
+    return Result(result, report)
+
+
+def compile(  # noqa: A001 - the name that PyTorch and others have made the common one
+    program: Program,
+    target: str = "cpu",
+    *,
+    batch: int = 1,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Compile a program.
+
+    Args:
+        program: what to compile.
+        target: where it will run, e.g. ``cpu{arch=x86-64-v3 threads=2}``; ``reference`` runs it in
+            PyTorch.
+        batch: size of the symbolic batch.
+        progress: called with (steps done, steps, what comes next).
+
+    Returns:
+        A callable that takes numpy arrays or torch tensors and gives the same. Its `save` writes
+        a ``.so``, ``.a``, ``.o`` or, without an ending, an executable.
+
+    Raises:
+        SpecError: when the target's text is wrong, or the batch not positive.
+        UnsupportedError: listing every node that cannot be compiled.
+    """
+    _check_program(program)
+    chosen = parse_target(target)
+    return chosen.backend.compile(program, chosen.text, batch=batch, progress=progress)
+
+
+def load(path: PathLike) -> Program:
+    """Read a program that `Result.save` or ``shohin optimize`` wrote. Nothing is run.
+
+    Raises:
+        ArtifactError: when the file is missing, truncated, foreign, corrupted or of a newer
+            version.
+    """
+    return load_program(path)
+
+
+def load_binary(path: PathLike) -> Artifact:
+    """Load a shared library that ``binary.save("net.so")`` or ``shohin compile`` wrote.
+
+    Raises:
+        ArtifactError: when the file is missing, foreign, truncated, corrupted, of a newer
+            version, or for another processor. Nothing of it has run by then.
+    """
+    from shohin.backends.tvm.binary import Binary
+
+    return Binary.load(path)
+
+
+def _check_program(program: object) -> None:
+    if not isinstance(program, Program):
+        hint = "call shohin.capture(model, example_inputs) first"
+        problem = f"expected a Program, got {type(program).__name__}"
+        raise SpecError("program", problem, hint)
+
+
+def _check_names(passes: Sequence[Pass], *chosen: PassNames) -> None:
+    """Refuse to print around passes that the pipeline does not have."""
+    known = tuple(item.name for item in passes)
+    for name in chain.from_iterable(names for names in chosen if not isinstance(names, str)):
+        if name not in known:
+            problem = f"pass '{name}' is not in the pipeline"
+            raise SpecError("passes to print around", problem, near_name_hint(name, known))
+
+
+def _container(names: PassNames) -> Collection[str]:
+    return ALL if names == "all" else names  # type: ignore[return-value]
+
+
+def _measure(evaluate: Evaluate, module: nn.Module) -> float:
+    found = evaluate(module)
+    try:
+        return float(found)
+    except (TypeError, ValueError) as error:
+        problem = f"expected it to return a number, got {type(found).__name__}"
+        raise SpecError("evaluate", problem) from error

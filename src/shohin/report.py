@@ -1,0 +1,314 @@
+"""The report of an optimisation: what it cost before and after, and every decision with its why."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from shohin.errors import SpecError
+from shohin.ir.encodings import Json
+from shohin.ir.files import atomic_path
+from shohin.layers import Layer, Totals
+from shohin.passes.instruments.drift import PassDrift
+from shohin.passes.remarks import Outcome, Remark
+from shohin.tables import Grid, change, ratio, render, shape_text
+
+_WIDTH = 120
+_SHOWN_NAMES = 6
+_LAYERS = "Layers"
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One layer before and after.
+
+    Attributes:
+        name: dotted path of the layer's module.
+        before: the layer in the program that went in; None when a pass made it.
+        after: the layer in the program that came out; None when a pass removed it.
+    """
+
+    name: str
+    before: Layer | None
+    after: Layer | None
+
+
+@dataclass(frozen=True)
+class PassRow:
+    """What one pass did.
+
+    Attributes:
+        text: canonical text of the pass.
+        seconds: wall time, or None when its result was taken from a checkpoint.
+        changed: number of sites that it changed.
+        skipped: number of sites that it left as they are.
+        drift: how far it moved the output on the first calibration batch, where there is one.
+    """
+
+    text: str
+    seconds: float | None
+    changed: int
+    skipped: int
+    drift: PassDrift | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The user's measure of the model, higher is better.
+
+    Attributes:
+        before: of the program that went in.
+        after: of the program that came out.
+    """
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an optimisation did.
+
+    Attributes:
+        name: the model's name.
+        pipeline: canonical text of the passes.
+        before: costs of the program that went in.
+        after: costs of the program that came out.
+        layers: every layer before and after, in the order in which they run.
+        passes: what each pass did, in order.
+        remarks: every decision, in order.
+        evaluation: the user's measure before and after, where there is one.
+    """
+
+    name: str
+    pipeline: str
+    before: Totals
+    after: Totals
+    layers: tuple[LayerChange, ...]
+    passes: tuple[PassRow, ...]
+    remarks: tuple[Remark, ...]
+    evaluation: Evaluation | None = None
+
+    def skipped(self) -> tuple[Remark, ...]:
+        """The remarks on what was left as it is."""
+        return tuple(remark for remark in self.remarks if remark.outcome is Outcome.SKIPPED)
+
+    def grids(self) -> Iterator[Grid]:
+        """The report as tables: totals, layers, passes, what was skipped and why."""
+        yield self._total_grid()
+        yield self._layer_grid()
+        yield self._pass_grid()
+        if self.skipped():
+            yield self._skipped_grid()
+
+    def removed(self) -> tuple[str, ...]:
+        """Names of the layers of which nothing is left."""
+        return tuple(layer.name for layer in self.layers if layer.after is None)
+
+    def renderables(self) -> Iterator[RenderableType]:
+        """The report for a rich console."""
+        yield Text(f"{self.name}: {self.pipeline}", style="bold")
+        for grid in self.grids():
+            yield ""
+            yield grid.rich()
+            if grid.title == _LAYERS and self.removed():
+                yield Text(f"removed: {_enumerate(self.removed())}")
+
+    def text(self, width: int = _WIDTH) -> str:
+        """The report as plain text.
+
+        Args:
+            width: columns to fill at most.
+        """
+        return render(self.renderables(), width)
+
+    def markdown(self) -> str:
+        """The report in Markdown."""
+        parts = [
+            f"# {self.name}",
+            f"`{self.pipeline}`",
+            *(grid.markdown() for grid in self.grids()),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def to_json(self) -> dict[str, Json]:
+        """The report as plain values; a figure that is NaN or infinite becomes a text."""
+        described: dict[str, Json] = {
+            "name": self.name,
+            "pipeline": self.pipeline,
+            "before": _plain(asdict(self.before)),
+            "after": _plain(asdict(self.after)),
+            "evaluation": _plain(asdict(self.evaluation)) if self.evaluation else None,
+            "layers": [_plain(asdict(layer)) for layer in self.layers],
+            "passes": [_plain(asdict(row)) for row in self.passes],
+            "remarks": [_plain(asdict(remark)) for remark in self.remarks],
+        }
+        return described
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report; the ending of the name chooses the form.
+
+        Args:
+            path: a file whose name ends in ``.json``, ``.md`` or ``.txt``.
+
+        Raises:
+            SpecError: when the name ends in anything else.
+            ArtifactError: when the file cannot be written.
+        """
+        file = Path(path)
+        forms = {
+            ".json": lambda: json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n",
+            ".md": self.markdown,
+            ".txt": lambda: self.text() + "\n",
+        }
+        if file.suffix not in forms:
+            problem = f"expected a name that ends in .json, .md or .txt, got '{file.suffix}'"
+            raise SpecError(str(file), problem)
+        text = forms[file.suffix]()
+        with atomic_path(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return file
+
+    def _total_grid(self) -> Grid:
+        rows = [
+            _figure_row("parameters", self.before.nonzeros, self.after.nonzeros),
+            _figure_row("MACs", self.before.nonzero_macs, self.after.nonzero_macs),
+            _figure_row("stored bytes", self.before.stored_bytes, self.after.stored_bytes),
+            _figure_row(
+                "peak activation bytes",
+                self.before.peak_memory_bytes,
+                self.after.peak_memory_bytes,
+            ),
+        ]
+        if self.evaluation:
+            before, after = self.evaluation.before, self.evaluation.after
+            rows.append(("evaluation", f"{before:.4g}", f"{after:.4g}", f"{after - before:+.4g}"))
+        return Grid("", ("total", ">before", ">after", ">change"), tuple(rows))
+
+    def _layer_grid(self) -> Grid:
+        heads = ("layer", "shape", "encoding", ">parameters", ">MACs", ">bytes", ">smaller")
+        rows = (_layer_row(layer.before, layer.after) for layer in self.layers if layer.after)
+        return Grid(_LAYERS, heads, tuple(rows))
+
+    def _pass_grid(self) -> Grid:
+        drifts = any(row.drift for row in self.passes)
+        heads = ("pass", ">seconds", ">changed", ">skipped")
+        rows = [_pass_row(row, drifts) for row in self.passes]
+        return Grid("Passes", (*heads, *((">drift", ">in total") if drifts else ())), tuple(rows))
+
+    def _skipped_grid(self) -> Grid:
+        return Grid("Left as they are", ("pass", "reason", "where", "why"), _skipped_rows(self))
+
+
+def pair_layers(before: Sequence[Layer], after: Sequence[Layer]) -> tuple[LayerChange, ...]:
+    """The layers of two programs side by side, by name; what passes made stands at the end."""
+    first = {layer.name: layer for layer in before}
+    second = {layer.name: layer for layer in after}
+    names = dict.fromkeys([*first, *second])
+    return tuple(LayerChange(name, first.get(name), second.get(name)) for name in names)
+
+
+def pass_rows(
+    texts: Sequence[str],
+    names: Sequence[str],
+    seconds: Sequence[float],
+    drifts: Sequence[PassDrift],
+    remarks: Sequence[Remark],
+) -> tuple[PassRow, ...]:
+    """What each pass did.
+
+    Args:
+        texts: canonical text of each pass.
+        names: name of each pass.
+        seconds: wall times of the passes that ran; those before them were resumed.
+        drifts: drifts of the passes that ran, or none.
+        remarks: the remarks of all passes. Those of passes of one name stand at the first.
+    """
+    resumed = len(texts) - len(seconds)
+    counts = Counter((remark.pass_name, remark.outcome) for remark in remarks)
+    rows = []
+    for index, (text, name) in enumerate(zip(texts, names, strict=True)):
+        ran = index - resumed
+        rows.append(
+            PassRow(
+                text,
+                seconds[ran] if ran >= 0 else None,
+                counts.pop((name, Outcome.CHANGED), 0),
+                counts.pop((name, Outcome.SKIPPED), 0),
+                drifts[ran] if drifts and ran >= 0 else None,
+            )
+        )
+    return tuple(rows)
+
+
+def _figure_row(name: str, before: int, after: int) -> tuple[str, ...]:
+    return (name, f"{before:,}", f"{after:,}", f"{ratio(before, after)}")
+
+
+def _layer_row(before: Layer | None, after: Layer) -> tuple[str, ...]:
+    first = before or Layer("", "")
+    figures = (
+        (first.nonzeros, after.nonzeros),
+        (first.nonzero_macs, after.nonzero_macs),
+        (first.stored_bytes, after.stored_bytes),
+    )
+    return (
+        after.name,
+        change(shape_text(first.shapes), shape_text(after.shapes)),
+        change(first.encoding, after.encoding),
+        *(change(f"{one:,}" if before else "", f"{two:,}") for one, two in figures),
+        ratio(first.stored_bytes, after.stored_bytes) if before else "new",
+    )
+
+
+def _pass_row(row: PassRow, drifts: bool) -> tuple[str, ...]:
+    seconds = "resumed" if row.seconds is None else f"{row.seconds:.2f}"
+    cells = (row.text, seconds, str(row.changed), str(row.skipped))
+    if not drifts:
+        return cells
+    if row.drift is None:
+        return (*cells, "", "")
+    return (*cells, f"{row.drift.step.relative:.2g}", f"{row.drift.total.relative:.2g}")
+
+
+def _skipped_rows(report: Report) -> tuple[tuple[str, ...], ...]:
+    """One row for each pass and reason; the details are said when they are all of one kind."""
+    groups: dict[tuple[str, str], list[Remark]] = {}
+    for remark in report.skipped():
+        groups.setdefault((remark.pass_name, remark.reason), []).append(remark)
+    return tuple(
+        (pass_name, reason, _places(remarks), _details(remarks))
+        for (pass_name, reason), remarks in groups.items()
+    )
+
+
+def _places(remarks: Sequence[Remark]) -> str:
+    return _enumerate(dict.fromkeys(remark.module or remark.node for remark in remarks))
+
+
+def _enumerate(names: Iterable[str]) -> str:
+    known = list(names)
+    more = f" and {len(known) - _SHOWN_NAMES} more" if len(known) > _SHOWN_NAMES else ""
+    return ", ".join(known[:_SHOWN_NAMES]) + more
+
+
+def _details(remarks: Sequence[Remark]) -> str:
+    details = list(dict.fromkeys(remark.detail for remark in remarks if remark.detail))
+    more = f"; {len(details) - 2} more" if len(details) > 2 else ""
+    return "; ".join(details[:2]) + more
+
+
+def _plain(value: Any) -> Json:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value  # type: ignore[no-any-return]

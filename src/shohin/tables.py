@@ -1,0 +1,91 @@
+"""Tables that can be printed in a terminal or written as Markdown."""
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+ARROW = "→"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of texts.
+
+    Attributes:
+        title: a line above it.
+        columns: heads of the columns; one that starts with ``>`` is aligned to the right.
+        rows: texts of the cells, row by row.
+        footer: texts of a last row, empty for none.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    footer: tuple[str, ...] = ()
+
+    def rich(self) -> Table:
+        """The table for a rich console."""
+        table = Table(
+            title=escape(self.title) or None,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+            show_footer=bool(self.footer),
+        )
+        for index, head in enumerate(self.columns):
+            footer = self.footer[index] if self.footer else ""
+            is_figure = head.startswith(">")
+            table.add_column(
+                escape(head.lstrip(">")),
+                escape(footer),
+                justify="right" if is_figure else "left",
+                overflow="fold",
+                no_wrap=is_figure,
+            )
+        for row in self.rows:
+            table.add_row(*(escape(cell) for cell in row))
+        return table
+
+    def markdown(self) -> str:
+        """The table in Markdown, its title as a heading."""
+        heads = [head.lstrip(">") for head in self.columns]
+        rules = ["---:" if head.startswith(">") else "---" for head in self.columns]
+        rows = [*self.rows, *([self.footer] if self.footer else [])]
+        lines = [_markdown_row(row) for row in (heads, rules, *rows)]
+        return "\n".join([f"## {self.title}", "", *lines] if self.title else lines)
+
+
+def render(parts: Iterable[RenderableType], width: int) -> str:
+    """Plain text of what a rich console would show, without blanks at the ends of lines."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def change(before: str, after: str) -> str:
+    """``before → after``, or just one of them where they are the same or one is missing."""
+    if before == after or not before:
+        return after
+    return f"{before} {ARROW} {after or 'none'}"
+
+
+def ratio(before: float, after: float) -> str:
+    """How many times smaller something became, e.g. ``9.8x``; empty where that says nothing."""
+    return f"{before / after:.3g}x" if after and before != after else ""
+
+
+def shape_text(shapes: Iterable[Sequence[int]]) -> str:
+    """``20x1x5x5``, several joined by a plus."""
+    return " + ".join("x".join(str(size) for size in shape) or "scalar" for shape in shapes)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

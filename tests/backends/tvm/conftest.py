@@ -1,0 +1,18 @@
+"""Makes the helpers beside the tests importable, and skips where binaries cannot run."""
+
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if sys.platform == "linux" and platform.machine() == "x86_64":
+        return
+    reason = "runs the binaries it builds, which are for x86_64 Linux"
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=reason))
