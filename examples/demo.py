@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -23,12 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import shohin
+from shohin.bench import interleaved
 from shohin.ir import draw
 
 SEED = 0
 THREADS = 1
 EPOCHS = 15
-ROUNDS = 200
 L1 = 1e-3  # pulls weights to zero, so that dropping the small ones costs little
 DENSITIES = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 TOLERANCE = 0.005  # validation accuracy that pruning may cost
@@ -199,16 +198,9 @@ def comparison(model: nn.Module, binary: shohin.Artifact, test: Images, out: Pat
 
 def race(model: nn.Module, binary: shohin.Artifact, image: Tensor) -> tuple[float, float]:
     """Median milliseconds of the model and of the binary, measured in turns."""
-    runners: tuple[Callable[[Tensor], object], ...] = (model, binary)
-    samples: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
-        for _ in range(ROUNDS):
-            for runner, taken in zip(runners, samples, strict=True):
-                runner(image)  # what the other left in the caches should not count
-                started = time.perf_counter()
-                runner(image)
-                taken.append(1e3 * (time.perf_counter() - started))
-    return median(samples[0]), median(samples[1])
+        times = interleaved({"before": lambda: model(image), "after": lambda: binary(image)})
+    return times["before"], times["after"]
 
 
 def run_executable(out: Path, test: Images) -> str:

@@ -41,12 +41,20 @@ class Binary(Artifact):
 
     Attributes:
         info: what it is, what goes in and what comes out.
+        threads: threads that a run uses.
+        path: the shared library.
     """
 
     def __init__(
-        self, info: ArtifactInfo, library: Path, prefix: str, build: Build | None = None
+        self,
+        info: ArtifactInfo,
+        library: Path,
+        prefix: str,
+        build: Build | None = None,
+        threads: int | None = None,
     ) -> None:
         self.info = info
+        self.threads = threads or _threads_of(info.target)
         self.path = library
         self._prefix = prefix
         self._build = build
@@ -54,8 +62,12 @@ class Binary(Artifact):
         self._local = threading.local()
 
     @classmethod
-    def load(cls, path: str | Path) -> "Binary":
+    def load(cls, path: str | Path, threads: int | None = None) -> "Binary":
         """Load a shared library that shohin made.
+
+        Args:
+            path: the shared library.
+            threads: threads that a run uses; by default those of its target.
 
         Raises:
             ArtifactError: when the file is missing, foreign, truncated, corrupted, of a newer
@@ -70,7 +82,7 @@ class Binary(Artifact):
                 f"was compiled for {info.tools.get('processor')}, {missing}",
                 "compile it for this machine, e.g. with cpu{arch=x86-64-v3}",
             )
-        return cls(info, file, prefix)
+        return cls(info, file, prefix, threads=threads)
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run once on numpy arrays.
@@ -143,8 +155,7 @@ class Binary(Artifact):
 
     def _instance(self) -> "_Instance":
         if not hasattr(self._local, "instance"):
-            threads = _threads_of(self.info.target)
-            self._local.instance = _Instance(self._library, threads)
+            self._local.instance = _Instance(self._library, self.threads)
         instance: _Instance = self._local.instance
         return instance
 

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shohin.api import Result, compile, load, load_binary, optimize
+    from shohin.api import Result, compile, load, load_binary, optimize  # noqa: A004
     from shohin.backends.base import Artifact
     from shohin.errors import (
         ArtifactError,

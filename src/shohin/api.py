@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from shohin.backends.base import Artifact, Progress
 from shohin.backends.registry import parse_target
@@ -24,7 +24,7 @@ from shohin.passes.instruments.printing import ALL, Printing
 from shohin.passes.instruments.progress import ProgressBar
 from shohin.passes.instruments.timing import Timing
 from shohin.passes.manager import PassManager
-from shohin.passes.pipeline import format_pass, format_pipeline, parse_pipeline
+from shohin.passes.pipeline import format_pipeline, parse_pipeline
 from shohin.report import Evaluation, Report, pair_layers, pass_rows
 
 PathLike = str | Path
@@ -105,38 +105,58 @@ def optimize(
     batches = Batches(calibration, program.inputs)
     folder = Path(workdir) if workdir is not None else None
     context = Context(batches, evaluate, train, seed, folder)
-    timing = Timing()
-    sample = batches.first() if drift else None
-    drifting = Drift(sample) if sample is not None else None
+    observed = _Observed(Timing(), _drift(batches) if drift else None)
     instruments: list[Instrument | None] = [
-        timing,
-        drifting,
+        observed.timing,
+        observed.drift,
         Printing(_container(print_before), _container(print_after)),
         Dumping(Path(dump)) if dump is not None else None,
         Checkpoint(folder, resume) if folder is not None else None,
         ProgressBar() if progress else None,
     ]
     manager = PassManager(chosen, filter(None, instruments), verify_each)
-    before = _measure(evaluate, program.module) if evaluate else None
+    before = _measure(evaluate, program)
     result = manager.run(program, context)
-    after = _measure(evaluate, result.module) if evaluate else None
-    report = Report(
+    evaluation = _evaluation(before, _measure(evaluate, result))
+    return Result(result, _report(program, result, manager, context, observed, evaluation))
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """The instruments whose figures the report holds."""
+
+    timing: Timing
+    drift: Drift | None
+
+
+def _drift(batches: Batches) -> Drift | None:
+    sample = batches.first()
+    return Drift(sample) if sample is not None else None
+
+
+def _report(
+    program: Program,
+    result: Program,
+    manager: PassManager,
+    context: Context,
+    observed: _Observed,
+    evaluation: Evaluation | None,
+) -> Report:
+    return Report(
         name=program.name,
-        pipeline=format_pipeline(chosen),
+        pipeline=format_pipeline(manager.passes),
         before=totals_of(program),
         after=totals_of(result),
         layers=pair_layers(layers_of(program), layers_of(result)),
         passes=pass_rows(
-            [format_pass(item) for item in chosen],
-            [item.name for item in chosen],
-            [time.seconds for time in timing.times],
-            drifting.drifts if drifting else (),
+            manager.passes,
+            [time.seconds for time in observed.timing.times],
+            observed.drift.drifts if observed.drift else (),
             context.remarks,
         ),
         remarks=tuple(context.remarks),
-        evaluation=Evaluation(before, after) if before is not None and after is not None else None,
+        evaluation=evaluation,
     )
-    return Result(result, report)
 
 
 def compile(  # noqa: A001 - the name that PyTorch and others have made the common one
@@ -210,10 +230,16 @@ def _container(names: PassNames) -> Collection[str]:
     return ALL if names == "all" else names  # type: ignore[return-value]
 
 
-def _measure(evaluate: Evaluate, module: nn.Module) -> float:
-    found = evaluate(module)
+def _measure(evaluate: Evaluate | None, program: Program) -> float | None:
+    if evaluate is None:
+        return None
+    found = evaluate(program.module)
     try:
         return float(found)
     except (TypeError, ValueError) as error:
         problem = f"expected it to return a number, got {type(found).__name__}"
         raise SpecError("evaluate", problem) from error
+
+
+def _evaluation(before: float | None, after: float | None) -> Evaluation | None:
+    return None if before is None or after is None else Evaluation(before, after)

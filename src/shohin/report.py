@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from shohin.errors import SpecError
 from shohin.ir.encodings import Json
 from shohin.ir.files import atomic_path
 from shohin.layers import Layer, Totals
+from shohin.passes.base import Pass
 from shohin.passes.instruments.drift import PassDrift
+from shohin.passes.pipeline import format_pass
 from shohin.passes.remarks import Outcome, Remark
 from shohin.tables import Grid, change, ratio, render, shape_text
 
@@ -142,12 +144,12 @@ class Report:
         described: dict[str, Json] = {
             "name": self.name,
             "pipeline": self.pipeline,
-            "before": _plain(asdict(self.before)),
-            "after": _plain(asdict(self.after)),
-            "evaluation": _plain(asdict(self.evaluation)) if self.evaluation else None,
-            "layers": [_plain(asdict(layer)) for layer in self.layers],
-            "passes": [_plain(asdict(row)) for row in self.passes],
-            "remarks": [_plain(asdict(remark)) for remark in self.remarks],
+            "before": plain(asdict(self.before)),
+            "after": plain(asdict(self.after)),
+            "evaluation": plain(asdict(self.evaluation)) if self.evaluation else None,
+            "layers": [plain(asdict(layer)) for layer in self.layers],
+            "passes": [plain(asdict(row)) for row in self.passes],
+            "remarks": [plain(asdict(remark)) for remark in self.remarks],
         }
         return described
 
@@ -162,7 +164,7 @@ class Report:
             ArtifactError: when the file cannot be written.
         """
         file = Path(path)
-        forms = {
+        forms: dict[str, Callable[[], str]] = {
             ".json": lambda: json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n",
             ".md": self.markdown,
             ".txt": lambda: self.text() + "\n",
@@ -215,8 +217,7 @@ def pair_layers(before: Sequence[Layer], after: Sequence[Layer]) -> tuple[LayerC
 
 
 def pass_rows(
-    texts: Sequence[str],
-    names: Sequence[str],
+    passes: Sequence[Pass],
     seconds: Sequence[float],
     drifts: Sequence[PassDrift],
     remarks: Sequence[Remark],
@@ -224,27 +225,23 @@ def pass_rows(
     """What each pass did.
 
     Args:
-        texts: canonical text of each pass.
-        names: name of each pass.
+        passes: the passes, in order.
         seconds: wall times of the passes that ran; those before them were resumed.
         drifts: drifts of the passes that ran, or none.
         remarks: the remarks of all passes. Those of passes of one name stand at the first.
     """
-    resumed = len(texts) - len(seconds)
+    resumed = len(passes) - len(seconds)
     counts = Counter((remark.pass_name, remark.outcome) for remark in remarks)
-    rows = []
-    for index, (text, name) in enumerate(zip(texts, names, strict=True)):
-        ran = index - resumed
-        rows.append(
-            PassRow(
-                text,
-                seconds[ran] if ran >= 0 else None,
-                counts.pop((name, Outcome.CHANGED), 0),
-                counts.pop((name, Outcome.SKIPPED), 0),
-                drifts[ran] if drifts and ran >= 0 else None,
-            )
+    return tuple(
+        PassRow(
+            format_pass(item),
+            seconds[index - resumed] if index >= resumed else None,
+            counts.pop((item.name, Outcome.CHANGED), 0),
+            counts.pop((item.name, Outcome.SKIPPED), 0),
+            drifts[index - resumed] if drifts and index >= resumed else None,
         )
-    return tuple(rows)
+        for index, item in enumerate(passes)
+    )
 
 
 def _figure_row(name: str, before: int, after: int) -> tuple[str, ...]:
@@ -304,11 +301,12 @@ def _details(remarks: Sequence[Remark]) -> str:
     return "; ".join(details[:2]) + more
 
 
-def _plain(value: Any) -> Json:
+def plain(value: Any) -> Json:
+    """A value as JSON can hold it: tuples as lists, figures that are not finite as texts."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value  # type: ignore[no-any-return]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from rich import box
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 ARROW = "→"
 
@@ -31,10 +31,11 @@ class Grid:
     def rich(self) -> Table:
         """The table for a rich console."""
         table = Table(
-            title=escape(self.title) or None,
+            title=Text(self.title) if self.title else None,
             title_justify="left",
             title_style="bold",
             box=box.SIMPLE_HEAD,
+            show_edge=False,
             pad_edge=False,
             show_footer=bool(self.footer),
         )
@@ -42,14 +43,14 @@ class Grid:
             footer = self.footer[index] if self.footer else ""
             is_figure = head.startswith(">")
             table.add_column(
-                escape(head.lstrip(">")),
-                escape(footer),
+                Text(head.lstrip(">")),
+                Text(footer),
                 justify="right" if is_figure else "left",
                 overflow="fold",
                 no_wrap=is_figure,
             )
         for row in self.rows:
-            table.add_row(*(escape(cell) for cell in row))
+            table.add_row(*(Text(cell) for cell in row))
         return table
 
     def markdown(self) -> str:
@@ -66,7 +67,7 @@ def render(parts: Iterable[RenderableType], width: int) -> str:
     console = Console(file=io.StringIO(), width=width, color_system=None, highlight=False)
     with console.capture() as capture:
         for part in parts:
-            console.print(part)
+            console.print(part, soft_wrap=isinstance(part, (str, Text)), markup=False)
     return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 

@@ -126,6 +126,27 @@ def _power(node: fx.Node, importer: Importer) -> Value:
     return importer.block_builder.emit_te(_product_of_equals(int(exponent)), data)
 
 
+def _clamp(node: fx.Node, importer: Importer) -> Value:
+    """``clamp`` by constants, infinite ones included."""
+    emit = importer.block_builder.emit
+    data = importer.env[node.args[0]]
+    dtype = str(importer._convert_data_type(node.meta["val"].dtype))
+    data = _in_type(importer, data, dtype)
+    bounds = (argument(node, 1, "min"), argument(node, 2, "max"))
+    for operator, bound in zip((relax.op.maximum, relax.op.minimum), bounds, strict=True):
+        if bound is not None and math.isfinite(bound):
+            data = emit(operator(data, relax.const(bound, dtype)))
+    return data
+
+
+def _exp2(node: fx.Node, importer: Importer) -> Value:
+    """Two to the x."""
+    data = importer.env[node.args[0]]
+    scale = relax.const(math.log(2.0), str(data.ty.dtype))
+    emit = importer.block_builder.emit
+    return emit(relax.op.exp(emit(relax.op.multiply(data, scale))))
+
+
 def _product_of_equals(count: int) -> Callable[[Any], Any]:
     def compute(data: Any) -> Any:
         def element(*indices: Any) -> Any:
@@ -200,6 +221,8 @@ CONVERTERS: dict[str, Converter] = {
     "index.Tensor": indexing.index,
     "_unsafe_index.Tensor": indexing.index,
     "index_select.default": indexing.index_select,
+    "clamp.default": _clamp,
+    "exp2.default": _exp2,
     "pow.Tensor_Scalar": _power,
     "prod.dim_int": _product,
     "var_mean.correction": _var_mean,

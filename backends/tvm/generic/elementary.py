@@ -6,6 +6,8 @@ from typing import Any
 
 import tvm_ffi
 from tvm import ir, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from shohin.backends.tvm.generic.expressions import Expr, dtype_of
 from shohin.backends.tvm.kernels import vector_math
@@ -65,6 +67,14 @@ _POLYNOMIALS: Mapping[str, Callable[[Expr], Expr]] = {
     "sigmoid": vector_math.sigmoid,
 }
 
+_LIBRARY = (
+    "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh", "hypot",
+    "log1p",
+)  # fmt: skip
+"""What TVM leaves to libm or does not know how to lower."""
+
+_SUFFIXES = {"float32": "f", "float64": ""}
+
 _SQUARE_ROOT_STEPS = 4
 """Powers that are multiples of a quarter need two square roots at most."""
 
@@ -76,6 +86,9 @@ def expand(value: Expr) -> Expr:
 
 def _expand_call(call: Any) -> Expr:
     name = call.op.name.partition(".")[2] if isinstance(call.op, ir.Op) else ""
+    if name in _LIBRARY and str(call.ty) in _SUFFIXES:
+        symbol = name + _SUFFIXES[str(call.ty)]
+        return tirx.call_pure_extern(str(call.ty), symbol, *call.args)
     if not call.args or str(call.ty) != "float32":
         return call
     if name in _POLYNOMIALS:
@@ -93,7 +106,20 @@ def _let(value: Expr, function: Callable[[Expr], Expr]) -> Expr:
 
 def _keep_nan(function: Callable[[Expr], Expr]) -> Callable[[Expr], Expr]:
     """The function, but not a number where its argument is not."""
-    return lambda x: tirx.Select(tirx.isnan(x), x, function(x))
+    return lambda x: tirx.Select(tirx.isnan(x), x, _as_expression(function, x))
+
+
+def _as_expression(function: Callable[[Expr], Expr], x: Expr) -> Expr:
+    """What a function emits where kernels are built, as one expression: bindings become lets."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name("polynomial")
+        T.evaluate(function(x))
+    body = builder.get().body
+    *bindings, last = body.seq if isinstance(body, tirx.SeqStmt) else [body]
+    result = last.value
+    for binding in reversed(bindings):
+        result = tirx.Let(binding.var, binding.value, result)
+    return result
 
 
 def _power(call: Any, exponent: float) -> Expr:

@@ -15,6 +15,7 @@ from torch import fx
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 from tvm.relax import transform
 from tvm.relax.frontend.torch import from_exported_program
 
@@ -48,6 +49,13 @@ _FLOAT_ONLY = (
     "conv2d", "conv3d", "_convolution",
 )  # fmt: skip
 """Operators that TVM's importer computes in float32 whatever their inputs are."""
+
+_WRONG = ("grid_sampler_2d", "affine_grid_generator")
+_WITH_INDICES = ("max_pool2d_with_indices", "max_pool3d_with_indices")
+_TYPES = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.float32, torch.float64,
+)  # fmt: skip
 
 Inputs = Sequence[tuple[tuple[int, ...], torch.dtype]]
 
@@ -101,7 +109,7 @@ def import_region(module: fx.GraphModule, inputs: Inputs) -> Any:
         ValueError: an operator would be computed in the wrong type.
     """
     traced = trace(module, inputs)
-    _refuse_integer_products(traced)
+    _refuse_wrong_results(traced)
     arguments = tuple(torch.empty(shape, dtype=dtype) for shape, dtype in inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,14 +130,26 @@ def _drop_assertions(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
         if node.op == "call_function" and "assert" in node.name and not node.users:
             traced.graph.erase_node(node)
+    traced.graph.eliminate_dead_code()
     traced.recompile()
 
 
-def _refuse_integer_products(traced: fx.GraphModule) -> None:
+def _refuse_wrong_results(traced: fx.GraphModule) -> None:
+    """Refuse what TVM would import without complaint and compute wrongly."""
     for node in traced.graph.nodes:
-        name = str(node.target).removeprefix("aten.").partition(".")[0]
-        if node.op != "call_function" or name not in _FLOAT_ONLY:
+        if node.op not in ("call_function", "placeholder"):
             continue
-        value = node.meta["val"]
-        if value.dtype != torch.float32:
-            raise ValueError(f"{node.target} of {value.dtype} would be computed in float32")
+        for value in tree_leaves(node.meta["val"]):
+            if isinstance(value, torch.Tensor) and value.dtype not in _TYPES:
+                raise ValueError(f"{node.target} gives {value.dtype}, which has no kernels")
+        if node.op == "call_function":
+            _refuse_operator(node, str(node.target).removeprefix("aten.").partition(".")[0])
+
+
+def _refuse_operator(node: fx.Node, name: str) -> None:
+    if name in _WRONG:
+        raise ValueError(f"TVM's {node.target} differs from torch's")
+    if name in _FLOAT_ONLY and node.meta["val"].dtype != torch.float32:
+        raise ValueError(f"{node.target} of {node.meta['val'].dtype} would be computed in float32")
+    if name in _WITH_INDICES and any(user.args[1] == 1 and user.users for user in node.users):
+        raise ValueError(f"{node.target}: TVM does not give the indices")

@@ -64,7 +64,8 @@ def select_matmul(selector: Selector, node: fx.Node) -> bool:
         label = selector.label(node, f"linear {b.shape[0]}->{b.shape[1]}")
         selector.emit(Linear(selector.result(node), label, a, b.constant.t(), None))
         return True
-    if len(a.shape) < 2 or a.shape[:-2] != b.shape[:-2] or b.constant is not None:
+    matrices = len(a.shape) >= 2 and len(b.shape) >= 2 and b.constant is None
+    if not matrices or a.shape[:-2] != b.shape[:-2]:
         return False
     label = selector.label(node, f"matmul {a.shape[-2]}x{a.shape[-1]}x{b.shape[-1]}")
     selector.emit(BatchedMatMul(selector.result(node), label, a, b))

@@ -37,6 +37,7 @@ class Selector:
         self.operations: list[Operation] = []
         self.split_nodes: set[fx.Node] = set()
         self._pending: list[fx.Node] = []
+        self._taken: set[fx.Node] = set()
         self._constants: dict[str, Value] = {}
 
     def select(self) -> Operations:
@@ -51,7 +52,7 @@ class Selector:
             elif node.op == "output":
                 self._flush()
                 outputs = [self.value(result) for result in _flatten(node.args[0])]
-            elif self._computes_tensor(node):
+            elif self._computes_tensor(node) and node not in self._taken:
                 self._select_node(node)
         return Operations(inputs, outputs, self.operations)
 
@@ -60,6 +61,11 @@ class Selector:
         if handler is not None and self._settled(node) and handler(self, node):
             return
         self._pending.append(node)
+        if not isinstance(self.fakes[node], Tensor):
+            # Only the parts of a result can leave a region: they stay with what they are part of.
+            parts = [user for user in node.users if self._computes_tensor(user)]
+            self._pending += parts
+            self._taken.update(parts)
 
     def _settled(self, node: fx.Node) -> bool:
         """Whether the node's inputs are computed once the pending region is emitted."""

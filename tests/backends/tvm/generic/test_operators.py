@@ -96,6 +96,21 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
         lambda x: (F.silu(x), F.gelu(x), F.hardswish(x), F.softplus(x), F.elu(x), F.mish(x)),
         (WIDE,),
     ),
+    "exponential_units": (lambda x: (F.celu(x), F.selu(x), F.elu(x, 0.5)), (WIDE,)),
+    "library": (
+        lambda x: (x.tan(), x.atan(), x.sinh(), x.cosh(), x.asinh(), torch.atan2(x, x + 1)),
+        (WIDE,),
+    ),
+    "exponents": (lambda x: (x.exp2(), x.expm1(), x.abs().log1p(), x.abs().log2()), (WIDE,)),
+    "trilinear": (
+        lambda x: F.interpolate(x, scale_factor=2, mode="trilinear"),
+        (_floats(1, 2, 3, 4, 5),),
+    ),
+    "linear_resize": (
+        lambda x: F.interpolate(x, scale_factor=2, mode="linear"),
+        (_floats(2, 3, 9),),
+    ),
+    "max_pool1d": (lambda x: F.max_pool1d(x, 2), (_floats(2, 3, 9),)),
     "divide": (lambda x, y: (x / y, x // 0.5, torch.remainder(x, 0.75)), (WIDE, WIDE + 5)),
     "broadcast": (lambda x, y: x + y, (_floats(1, 13, 19), _floats(4, 13, 19))),
     "outer_broadcast": (lambda x, y: x * y, (_floats(5, 1, 21), _floats(1, 6, 1))),

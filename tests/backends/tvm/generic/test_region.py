@@ -40,6 +40,22 @@ def test_products_in_other_types_are_refused(
         capture_region(lambda x: x @ x, matrix).compile()
 
 
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x.bfloat16() * 2, "bfloat16"),
+        (lambda x: torch.ops.aten.max_pool2d_with_indices(x, [2, 2]), "indices"),
+        (lambda x: torch.grid_sampler_2d(x, x.new_zeros(1, 2, 2, 2), 0, 0, False), "differs"),
+        (lambda x: x[x[..., 0] > 0].sum(), "run time|nonzero|mask|unbacked|index"),
+    ],
+)
+def test_wrong_results_are_refused(
+    function: Callable[..., Any], reason: str, capture_region: Callable[..., Any]
+) -> None:
+    with pytest.raises(RegionError, match=reason):
+        capture_region(function, torch.ones(1, 3, 4, 4)).compile()
+
+
 def test_equal_structure_shares_code(capture_region: Callable[..., Any]) -> None:
     def first(x: Any) -> Any:
         return (x + 1) * x

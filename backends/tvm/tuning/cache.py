@@ -1,0 +1,81 @@
+"""Measured choices on disk, so that a kernel is measured once on a machine."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import platformdirs
+
+from shohin.backends.tvm import kernels
+from shohin.backends.tvm.kernels.emit import Kernel
+from shohin.backends.tvm.target import CpuTarget
+from shohin.ir.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Milliseconds of the variants of a kernel.
+
+    Attributes:
+        milliseconds: time by the variant's tile, as text.
+    """
+
+    milliseconds: dict[str, float]
+
+    def best(self) -> str:
+        """The fastest tile; the first in order of text among equals."""
+        return min(sorted(self.milliseconds), key=lambda tile: self.milliseconds[tile])
+
+
+@dataclass(frozen=True)
+class TuningCache:
+    """One small file for every kernel shape and processor.
+
+    Attributes:
+        folder: where the files are.
+    """
+
+    folder: Path
+
+    @classmethod
+    def default(cls) -> "TuningCache":
+        """The cache of this user."""
+        return cls(Path(platformdirs.user_cache_dir("shohin")) / "tuning")
+
+    def read(self, kernel: Kernel, target: CpuTarget) -> Measurement | None:
+        """What was measured, or None. An unreadable file counts as not there."""
+        try:
+            content = json.loads(self._path(kernel, target).read_text())
+            return Measurement({str(k): float(v) for k, v in content["milliseconds"].items()})
+        except (OSError, ValueError, KeyError, AttributeError):
+            return None
+
+    def write(self, kernel: Kernel, target: CpuTarget, measurement: Measurement) -> None:
+        """Keep a measurement."""
+        path = self._path(kernel, target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "kernel": kernel.problem(),
+            "processor": target.resolved(),
+            "milliseconds": measurement.milliseconds,
+        }
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+    def _path(self, kernel: Kernel, target: CpuTarget) -> Path:
+        text = f"{kernel.problem()} {target.resolved()}"
+        return self.folder / templates_version() / f"{_digest(text.encode())}.json"
+
+
+@lru_cache(maxsize=1)
+def templates_version() -> str:
+    """Hash of the templates' source: measurements of other templates do not count."""
+    folder = Path(str(kernels.__file__)).parent
+    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
+    return _digest(sources)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

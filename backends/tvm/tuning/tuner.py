@@ -1,0 +1,71 @@
+"""The tuner: gives a planner the variant of each kernel that it should use."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shohin.backends.tvm.kernels.emit import Kernel
+from shohin.backends.tvm.target import CpuTarget
+from shohin.backends.tvm.tuning.cache import Measurement, TuningCache
+from shohin.backends.tvm.tuning.measure import measure_kernels
+
+Tune = Literal["off", "quick", "full"]
+VARIANTS: dict[Tune, int] = {"off": 1, "quick": 5, "full": 24}
+"""Most variants that are compared for one kernel; the cost model orders them."""
+
+_GROUP = 40
+"""Variants compiled together: enough to share start-up, few enough to show progress."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass
+class Tuner:
+    """Chooses variants, from the cache where it knows the kernel.
+
+    A tuner is used twice: planning once collects the kernels that are not in the cache, and once
+    `measure` has run, planning again gets the best of each.
+
+    Attributes:
+        target: where the code will run.
+        tune: how much to measure.
+        cache: measurements on disk.
+        missing: kernels that were asked for and are not measured.
+    """
+
+    target: CpuTarget
+    tune: Tune
+    cache: TuningCache
+    missing: dict[str, tuple[Kernel, ...]] = field(default_factory=dict)
+
+    def choose(self, kernel: Kernel) -> Kernel:
+        """The variant to use; the cost model's favourite where nothing was measured."""
+        variants = kernel.variants(self.target.accumulators())[: VARIANTS[self.tune]]
+        if len(variants) <= 1:
+            return variants[0] if variants else kernel
+        known = self.cache.read(kernel, self.target)
+        timed = known.milliseconds if known else {}
+        if any(variant.tile_text() not in timed for variant in variants):
+            self.missing[kernel.problem()] = variants
+            return variants[0]
+        return min(variants, key=lambda variant: timed[variant.tile_text()])
+
+    def measure(self, progress: Progress) -> None:
+        """Measure what is missing and keep the results.
+
+        Args:
+            progress: called with (variants done, variants, text).
+        """
+        work = [(problem, v) for problem, variants in self.missing.items() for v in variants]
+        times: dict[str, dict[str, float]] = {}
+        for start in range(0, len(work), _GROUP):
+            progress(start, len(work), "tuning")
+            group = work[start : start + _GROUP]
+            measured = measure_kernels([variant for _, variant in group], self.target)
+            for (problem, variant), milliseconds in zip(group, measured, strict=True):
+                times.setdefault(problem, {})[variant.tile_text()] = milliseconds
+        for problem, variants in self.missing.items():
+            known = self.cache.read(variants[0], self.target)
+            merged = {**(known.milliseconds if known else {}), **times[problem]}
+            self.cache.write(variants[0], self.target, Measurement(merged))
+        self.missing.clear()

@@ -1,0 +1,112 @@
+"""``shohin compile``."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shohin.cli.options import AsJson, Batch, Data, InputShape, Model, Target
+from shohin.cli.screen import StepProgress, lines, show, show_json
+
+if TYPE_CHECKING:
+    from shohin.backends.base import Artifact
+
+_FORMS = {
+    ".so": "shared library",
+    ".a": "static library",
+    ".o": "object file",
+    ".shohin": "program",
+    "": "executable",
+}
+
+
+def compile_command(
+    model: Model,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="net.so is a shared library, net.a a static one, net.o an object, net an "
+            "executable.",
+            show_default=False,
+        ),
+    ],
+    target: Target = "cpu",
+    batch: Batch = 1,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the model and prefix of its C symbols.")
+    ] = None,
+    passes: Annotated[
+        str | None,
+        typer.Option("--passes", metavar="PIPELINE", help="Passes to run before, e.g. fold-bn."),
+    ] = None,
+    input_shape: InputShape = [],  # noqa: B006 - typer reads the default, nobody writes to it
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compile a model to a library, an object or an executable that needs nothing else.
+
+    \b
+    Examples:
+      shohin compile net.shohin -o net.so
+      shohin compile net.shohin --target "cpu{threads=2}" --batch 8 -o net.a
+      shohin compile shohin.zoo:resnet20 --passes fold-bn -o resnet20
+    """  # noqa: D301 - \b keeps typer from joining the lines
+    from dataclasses import replace
+
+    import shohin
+    from shohin.cli.loading import load_data, load_model
+    from shohin.cli.outputs import check_form, check_output
+
+    check_output(output)
+    check_form(output)
+    program = load_model(model, input_shape, load_data(data)).program
+    program = replace(program, name=name) if name else program
+    if passes:
+        program = shohin.optimize(program, passes, drift=False, progress=True).program
+    started = time.perf_counter()
+    with StepProgress() as progress:
+        artifact = shohin.compile(program, target, batch=batch, progress=progress)
+    seconds = time.perf_counter() - started
+    artifact.save(output)
+    described = describe_output(artifact, output)
+    if as_json:
+        show_json({**described, "compile_seconds": round(seconds, 3)})
+        return
+    form = _FORMS.get(output.suffix, "file")
+    show(f"{output}: {described['bytes']:,} bytes, {form} for {artifact.info.target}")
+    show(lines(_facts(artifact, described, seconds)))
+
+
+def describe_output(artifact: "Artifact", path: Path) -> dict[str, Any]:
+    """What was written, as plain values."""
+    info = artifact.info
+    header = path.with_suffix(".h")
+    return {
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "header": str(header) if path.suffix in (".so", ".a", ".o") else None,
+        "target": info.target,
+        "batch": info.batch,
+        "inputs": {spec.name: spec.describe() for spec in info.inputs},
+        "outputs": {spec.name: spec.describe() for spec in info.outputs},
+        "arena_bytes": getattr(artifact, "arena_bytes", None),
+        "constant_bytes": getattr(artifact, "constant_bytes", None),
+        "content_hash": info.content_hash,
+    }
+
+
+def _facts(
+    artifact: "Artifact", described: dict[str, Any], seconds: float
+) -> list[tuple[str, str]]:
+    info = artifact.info
+    facts = [("  input", f"{spec.name}: {spec.describe()}") for spec in info.inputs]
+    facts += [("  output", f"{spec.name}: {spec.describe()}") for spec in info.outputs]
+    if described["constant_bytes"] is not None:
+        facts.append(("  weights", f"{described['constant_bytes']:,} bytes"))
+        facts.append(("  arena", f"{described['arena_bytes']:,} bytes"))
+    facts.append(("  header", described["header"] or ""))
+    facts.append(("  compiled in", f"{seconds:.1f} s"))
+    return facts
