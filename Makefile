@@ -15,7 +15,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make lint    check lint, format and types"
 	@echo "make format  format the sources"
-	@echo "make bench   measure models of the zoo (OPTIONS='...' is passed on)"
+	@echo "make bench   measure every model of the zoo (takes long; OPTIONS='--models resnet-20')"
 	@echo "make clean   remove .venv, out, caches and build products"
 
 # An installation is made again when the dependencies changed, and finished when it was cut short.
@@ -42,14 +42,14 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy -p shohin
-	$(RUN) -m mypy examples/demo.py examples/custom_pass/src
+	$(RUN) -m mypy examples/demo.py examples/custom_pass/src docs/generate_passes.py
 
 format: $(VENV)/installed-dev
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
 
 bench: $(VENV)/installed-bench
-	$(VENV)/bin/shohin bench $(OPTIONS)
+	$(RUN) benchmarks/zoo.py $(OPTIONS)
 
 clean:
 	rm -rf $(VENV) out build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

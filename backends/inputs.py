@@ -57,7 +57,8 @@ def check_inputs(
     """
     if len(inputs) != len(specs):
         names = ", ".join(f"{spec.name}: {spec.describe()}" for spec in specs)
-        raise InputError(name, f"expected {len(specs)} inputs ({names}), got {len(inputs)}")
+        problem = f"expected {count_of(len(specs), 'input')} ({names}), got {len(inputs)}"
+        raise InputError(name, problem)
     for spec, array in zip(specs, inputs, strict=True):
         if array.shape != spec.shape or array.dtype != numpy_dtype(spec):
             sizes = ",".join(str(size) for size in array.shape)
@@ -90,6 +91,11 @@ def count_batches(name: str, batch: int, inputs: Sequence[Array]) -> int:
     if size == 0 or size % batch:
         raise InputError(name, f"expected a multiple of the compiled batch {batch}, got {size}")
     return size // batch
+
+
+def count_of(number: int, noun: str) -> str:
+    """``1 input``, ``2 inputs``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _mismatch_hint(spec: InputSpec, batch: int, array: Array) -> str:

@@ -12,10 +12,10 @@ from torch import Tensor
 from shohin.backends.base import Artifact, ArtifactInfo, Backend, Diagnostic, Progress
 from shohin.backends.inputs import Array, check_inputs
 from shohin.backends.targets import format_target_text, read_target
-from shohin.errors import ArtifactError, SpecError, UnsupportedError
+from shohin.errors import ArtifactError, InputError, SpecError, UnsupportedError
 from shohin.ir.program import BATCH, InputSpec, Program
 from shohin.ir.serialise import content_hash, save_program
-from shohin.ir.shapes import fake_values
+from shohin.ir.shapes import fake_values, first_line
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,18 @@ class ReferenceArtifact(Artifact):
         """
         arrays = check_inputs(self.info.name, self.info.inputs, self.info.batch, inputs)
         with torch.no_grad():
-            # PyTorch wants memory that it may write to, though a functional program never does.
-            result = self.program.module(*(torch.tensor(array) for array in arrays))
+            result = self._compute(arrays)
         results = (result,) if isinstance(result, Tensor) else result
         return [tensor.detach().contiguous().numpy() for tensor in results]
+
+    def _compute(self, arrays: Sequence[Array]) -> Any:
+        # PyTorch wants memory that it may write to, though a functional program never does.
+        tensors = [torch.tensor(array) for array in arrays]
+        try:
+            return self.program.module(*tensors)
+        except (IndexError, RuntimeError) as error:
+            problem = f"cannot run on these numbers: {first_line(error)}"
+            raise InputError(self.info.name, problem) from error
 
     def save(self, path: str | Path) -> Path:
         """Write the program to a ``.shohin`` file.

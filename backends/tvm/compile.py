@@ -12,7 +12,7 @@ import torch
 
 from shohin.backends.base import ArtifactInfo
 from shohin.backends.tvm.binary import Binary, Build
-from shohin.backends.tvm.csource import SourceNames, supports_dtype, write_source
+from shohin.backends.tvm.csource import CONSTANTS_FILE, SourceNames, supports_dtype, write_source
 from shohin.backends.tvm.kernels.emit import Kernel
 from shohin.backends.tvm.link import Parts, link
 from shohin.backends.tvm.lowering.lower import lower
@@ -22,6 +22,7 @@ from shohin.backends.tvm.manifest import manifest_of
 from shohin.backends.tvm.objects import emit_object
 from shohin.backends.tvm.target import CpuTarget
 from shohin.backends.tvm.trailer import append_trailer
+from shohin.backends.tvm.tuning.tuner import Tuner
 from shohin.errors import SpecError, UnsupportedError
 from shohin.ir.program import BATCH, InputSpec, Program
 from shohin.ir.serialise import content_hash
@@ -54,7 +55,8 @@ def compile_program(
     folder = tempfile.TemporaryDirectory(prefix="shohin-")
     parts = Parts(Path(folder.name), symbol_prefix(program.name))
     report(0, len(_STAGES), _STAGES[0])
-    plan = lower(program, target, batch, parts.folder / "constants.bin")
+    constants = parts.folder / CONSTANTS_FILE
+    plan = lower(program, Tuner(target), batch, constants, report)
     _check_interface(plan)
     report(1, len(_STAGES), _STAGES[1])
     symbols = _emit_kernels(plan, parts, target)
@@ -151,7 +153,7 @@ def _describe(program: Program, target: CpuTarget, batch: int, plan: Plan) -> Ar
 
 def _write_source(plan: Plan, parts: Parts, symbols: tuple[str, ...], info: ArtifactInfo) -> None:
     digest = hashlib.sha256()
-    with plan.constants.path.open("rb") as file:
+    with (parts.folder / CONSTANTS_FILE).open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     names = SourceNames(

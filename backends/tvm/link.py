@@ -82,6 +82,12 @@ def link(parts: Parts, form: Form, output: Path) -> None:
     linkers[form](parts, output.resolve())
 
 
+def link_kernels(folder: Path, output: Path) -> None:
+    """Link ``kernels.o`` of a folder alone to a shared library, for measuring."""
+    flags = ["-shared", "-lm", "-o", str(output)]
+    _zig(Parts(folder, "kernels"), ["cc", "-target", _SHARED_TRIPLE, "kernels.o", *flags])
+
+
 def _objects(parts: Parts) -> list[str]:
     """Compile the C files, unless an earlier link did."""
     objects = {"model.o": "model.c", "runtime.o": str(RUNTIME / "shohin_runtime.c")}

@@ -1,18 +1,26 @@
 """CPU targets: what TVM generates code for and what the linker links for."""
 
+import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shohin.errors import SpecError, near_name_hint
 
-_LEVELS = {
-    "x86-64-v2": ("x86-64-v2", ()),
-    "x86-64-v3": ("x86-64-v3", ()),
-    "x86-64-v4": ("x86-64-v4", ()),
-}
+_LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+
+Tune = Literal["off", "quick", "full"]
+
+
+def _default_tune() -> Tune:
+    """Quick, unless the environment says otherwise."""
+    chosen = os.environ.get("SHOHIN_TUNE", "quick")
+    modes: dict[str, Tune] = {"off": "off", "quick": "quick", "full": "full"}
+    if chosen not in modes:
+        raise SpecError("SHOHIN_TUNE", f"expected off, quick or full, got '{chosen}'")
+    return modes[chosen]
 
 
 @dataclass(frozen=True)
@@ -22,10 +30,14 @@ class CpuTarget:
     Attributes:
         arch: ``native`` or an x86-64 level (``x86-64-v2`` to ``x86-64-v4``).
         threads: threads a binary uses unless told otherwise; also what work is split for.
+        tune: whether tile shapes are chosen by a cost model alone (``off``), or by measuring a few
+            (``quick``) or many (``full``) that are not in the cache; the environment variable
+            SHOHIN_TUNE sets the default.
     """
 
     arch: str = "native"
     threads: int = 1
+    tune: Tune = field(default_factory=_default_tune)
 
     def __post_init__(self) -> None:
         known = ["native", *_LEVELS]

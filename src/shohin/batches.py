@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Tensor
 
+from shohin.backends.inputs import count_of
 from shohin.errors import InputError
 from shohin.ir.program import InputSpec
 from shohin.passes.base import Batch
@@ -52,7 +53,7 @@ def checked_batch(item: object, inputs: Sequence[InputSpec], where: str) -> Batc
     if len(batch) != len(inputs):
         taken = ", ".join(f"{spec.name}: {spec.describe()}" for spec in inputs)
         hint = "give the inputs alone, without labels" if len(batch) > len(inputs) else None
-        problem = f"expected {len(inputs)} tensors ({taken}), got {len(batch)}"
+        problem = f"expected {count_of(len(inputs), 'tensor')} ({taken}), got {len(batch)}"
         raise InputError(where, problem, hint)
     return tuple(_checked(tensor, spec, where) for tensor, spec in zip(batch, inputs, strict=True))
 

@@ -8,7 +8,7 @@ outside the image are left out when the code is made: there is no padded copy of
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
@@ -18,6 +18,7 @@ from shohin.backends.tvm.kernels.emit import (
     Expr,
     Kernel,
     Parameter,
+    ceil_div,
     local,
     ramp,
     splat,
@@ -59,6 +60,8 @@ class Conv2d(Kernel):
     tile: ConvTile
     steps: tuple[Step, ...] = ()
 
+    tiling = frozenset({"tile"})
+
     @property
     def family(self) -> str:
         """``conv2d``."""
@@ -91,6 +94,16 @@ class Conv2d(Kernel):
         rows, columns = self.geometry.kernel
         taps = self.group_blocks * self.inner_channels * rows * columns
         return self.batch * self.filters * height * width * taps
+
+    def variants(self, accumulators: int) -> tuple[Kernel, ...]:
+        """The convolution in every tile shape that fits the registers."""
+        filter_blocks = self.filters // LANES // self.groups
+        options = tile_options(self.geometry.output_size[1], filter_blocks, accumulators)
+        return tuple(replace(self, tile=tile) for tile in options)
+
+    def tile_text(self) -> str:
+        """Pixels times channel blocks."""
+        return f"{self.tile.width}x{self.tile.channel_blocks}"
 
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights."""
@@ -228,10 +241,10 @@ def _lane(pixel: int, block: int, count: int) -> Expr:
     return ramp((pixel * count + block) * LANES)
 
 
-def choose_tile(
+def tile_options(
     out_width: int, filter_blocks: int, accumulators: int, blocks_limit: int = 4
-) -> ConvTile:
-    """A tile whose accumulators fit the registers.
+) -> list[ConvTile]:
+    """Tiles whose accumulators fit the registers, cheapest first by the cost model.
 
     Args:
         out_width: pixels of a row.
@@ -239,24 +252,29 @@ def choose_tile(
         accumulators: blocks of 16 floats that registers can hold beside weights and inputs.
         blocks_limit: most channel blocks a tile may have.
     """
-    best = ConvTile(1, 1)
-    best_cost = float("inf")
-    for count in range(1, min(blocks_limit, filter_blocks, accumulators) + 1):
-        if filter_blocks % count:
-            continue
-        most = accumulators // count
-        tiles = -(-out_width // most)
-        tile = ConvTile(-(-out_width // tiles), count)
-        cost = _tile_cost(tile, out_width)
-        if cost < best_cost:
-            best, best_cost = tile, cost
-    return best
+    counts = [c for c in range(1, min(blocks_limit, accumulators) + 1) if filter_blocks % c == 0]
+    tiles = {
+        ConvTile(ceil_div(out_width, cuts), count)
+        for count in counts
+        for most in (accumulators // count,)
+        for cuts in range(
+            ceil_div(out_width, most), min(ceil_div(out_width, most) + 3, out_width + 1)
+        )
+    }
+    return sorted(tiles, key=lambda t: (_tile_cost(t, out_width), t.width, t.channel_blocks))
+
+
+def choose_tile(
+    out_width: int, filter_blocks: int, accumulators: int, blocks_limit: int = 4
+) -> ConvTile:
+    """The cheapest of `tile_options`."""
+    return tile_options(out_width, filter_blocks, accumulators, blocks_limit)[0]
 
 
 def _tile_cost(tile: ConvTile, out_width: int) -> float:
     """Cycles a multiply-accumulate takes: loads beside it, and too few independent sums."""
-    tail = out_width % tile.width or tile.width
-    widths = [tile.width] * (out_width // tile.width) + ([tail] if tail != tile.width else [])
+    whole, tail = divmod(out_width, tile.width)
+    widths = [tile.width] * whole + ([tail] if tail else [])
     cycles = 0.0
     for width in widths:
         sums = width * tile.channel_blocks

@@ -1,9 +1,10 @@
 """Depthwise convolution in blocked layout: every channel has one filter of its own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from shohin.backends.tvm.kernels.conv2d import tile_options
 from shohin.backends.tvm.kernels.emit import (
     LANES,
     Buffer,
@@ -36,6 +37,8 @@ class DepthwiseConv2d(Kernel):
     width: int
     steps: tuple[Step, ...] = ()
 
+    tiling = frozenset({"width"})
+
     @property
     def family(self) -> str:
         """``depthwise``."""
@@ -51,6 +54,15 @@ class DepthwiseConv2d(Kernel):
         """Multiply-accumulates."""
         (height, width), (rows, columns) = self.geometry.output_size, self.geometry.kernel
         return self.batch * self.channels * height * width * rows * columns
+
+    def variants(self, accumulators: int) -> tuple[Kernel, ...]:
+        """The convolution with narrower and wider tiles."""
+        options = tile_options(self.geometry.output_size[1], 1, min(12, accumulators), 1)
+        return tuple(replace(self, width=tile.width) for tile in options)
+
+    def tile_text(self) -> str:
+        """Pixels."""
+        return str(self.width)
 
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights."""

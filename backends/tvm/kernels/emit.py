@@ -10,8 +10,8 @@ TVMScript: the same TIR comes out, but tiles, edges and epilogues are ordinary P
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeAlias
 
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - the name every TVM text uses
@@ -36,6 +36,9 @@ class Parameter:
 class Kernel(ABC):
     """A kernel instance: a template with its shapes fixed. Equal kernels share their code."""
 
+    tiling: ClassVar[frozenset[str]] = frozenset()
+    """Names of the fields that variants differ in."""
+
     @property
     @abstractmethod
     def family(self) -> str:
@@ -58,6 +61,23 @@ class Kernel(ABC):
     def operations(self) -> int:
         """Rough number of scalar operations of all items, to decide whether threads pay."""
         return 0
+
+    def variants(self, accumulators: int) -> tuple["Kernel", ...]:
+        """The same computation in other tile shapes, likeliest fastest first; itself among them.
+
+        Args:
+            accumulators: vectors of 16 floats that registers can hold beside operands.
+        """
+        return (self,)
+
+    def tile_text(self) -> str:
+        """The tile shape in a few characters; variants differ in it and in nothing else."""
+        return ""
+
+    def problem(self) -> str:
+        """Text that is the same for all variants and different for everything else."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.tiling}
+        return f"{self.family} {values}"
 
     def build(self) -> Any:
         """The kernel as a TIR PrimFunc over ``[begin, end)``."""

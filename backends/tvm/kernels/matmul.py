@@ -7,7 +7,7 @@ operand where it lies, ``[B, K, N]``.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
@@ -71,6 +71,8 @@ class MatMul(Kernel):
     scale: float = 1.0
     steps: tuple[Step, ...] = ()
 
+    tiling = frozenset({"tile"})
+
     @property
     def family(self) -> str:
         """``linear`` with packed weights, else ``matmul``."""
@@ -100,6 +102,15 @@ class MatMul(Kernel):
     def operations(self) -> int:
         """Multiply-accumulates, and weights read: a single row is bound by memory."""
         return self.batch * self.rows * self.depth * self.columns
+
+    def variants(self, accumulators: int) -> tuple[Kernel, ...]:
+        """The product in every tile shape that fits the registers."""
+        options = matrix_tile_options(self.rows, self.columns, accumulators)
+        return tuple(replace(self, tile=tile) for tile in options)
+
+    def tile_text(self) -> str:
+        """Rows times column blocks times sums along K."""
+        return f"{self.tile.rows}x{self.tile.column_blocks}x{self.tile.splits}"
 
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the second operand."""
@@ -240,28 +251,36 @@ def _tree_sum(parts: list[Expr]) -> Expr:
     return parts[0]
 
 
-def choose_matrix_tile(rows: int, columns: int, accumulators: int) -> MatrixTile:
-    """A tile whose sums fit the registers.
+def matrix_tile_options(rows: int, columns: int, accumulators: int) -> list[MatrixTile]:
+    """Tiles whose sums fit the registers, cheapest first by the cost model.
 
     Args:
         rows: M.
         columns: N.
         accumulators: vectors of 16 floats that registers can hold beside operands.
     """
+    tiles = set()
     column_blocks = ceil_div(columns, LANES)
-    if rows * min(column_blocks, 4) <= accumulators:
-        count = _even_blocks(column_blocks, min(4, accumulators // rows))
-        splits = max(1, min(4, 8 // (rows * count)))
-        return MatrixTile(rows, count, splits)
-    count = _even_blocks(column_blocks, 2 if accumulators >= 16 else 1)
-    most = accumulators // count
-    tiles = ceil_div(rows, most)
-    return MatrixTile(ceil_div(rows, tiles), count)
+    for count in range(1, min(8, column_blocks, accumulators) + 1):
+        most = accumulators // count
+        for cuts in range(ceil_div(rows, most), min(ceil_div(rows, most) + 2, rows + 1)):
+            height = ceil_div(rows, cuts)
+            splits = [s for s in (1, 2, 4) if s * height * count <= min(accumulators, 16)] or [1]
+            tiles |= {MatrixTile(height, count, s) for s in splits}
+    return sorted(tiles, key=lambda tile: (_matrix_cost(tile, rows, column_blocks), repr(tile)))
 
 
-def _even_blocks(blocks: int, most: int) -> int:
-    """Largest number of blocks a tile may have that leaves less than a tenth unused."""
-    for count in range(most, 0, -1):
-        if ceil_div(blocks, count) * count <= blocks * 1.1:
-            return count
-    return 1
+def choose_matrix_tile(rows: int, columns: int, accumulators: int) -> MatrixTile:
+    """The cheapest of `matrix_tile_options`."""
+    return matrix_tile_options(rows, columns, accumulators)[0]
+
+
+def _matrix_cost(tile: MatrixTile, rows: int, column_blocks: int) -> float:
+    """Cycles a step along K takes: sums, loads, latency of few sums, and unused columns."""
+    used = ceil_div(column_blocks, tile.column_blocks) * tile.column_blocks / column_blocks
+    height = rows / ceil_div(rows, tile.rows)
+    sums = tile.rows * tile.column_blocks
+    loads = tile.column_blocks + tile.rows
+    latency = 8.0 / tile.splits
+    cycles = max(sums, loads / 2, latency) + 0.15 * loads + 0.05 * tile.splits
+    return used * cycles / (height * tile.column_blocks)

@@ -12,7 +12,7 @@ from shohin.backends.tvm.lowering.memory import ConstantFile, plan_arena
 from shohin.backends.tvm.lowering.operations import Operation, Operations, Region
 from shohin.backends.tvm.lowering.plan import Placer, Plan, Planner
 from shohin.backends.tvm.lowering.select import Selector
-from shohin.backends.tvm.target import CpuTarget
+from shohin.backends.tvm.tuning.tuner import Progress, Tuner
 from shohin.ir.program import Program
 
 HANDLERS = {**images.HANDLERS, **elementwise.HANDLERS, **layers.HANDLERS}
@@ -44,20 +44,24 @@ def select(program: Program, batch: int) -> Operations:
     return operations
 
 
-def lower(program: Program, target: CpuTarget, batch: int, constants: Path) -> Plan:
+def lower(program: Program, tuner: Tuner, batch: int, constants: Path, progress: Progress) -> Plan:
     """Plan a binary.
 
     Args:
         program: what to compile.
-        target: where it will run.
+        tuner: where it will run, and how much to measure beforehand.
         batch: size of the symbolic batch.
         constants: file to write packed weights to.
+        progress: called while kernels are measured.
 
     Raises:
         UnsupportedError: listing every node that nothing can compile.
     """
     operations = select(program, batch)
-    planner = Planner(target, ConstantFile(constants), PLACERS)
+    if tuner.tune != "off":
+        Planner(tuner, ConstantFile(None), PLACERS).plan(operations)
+        tuner.measure(progress)
+    planner = Planner(tuner, ConstantFile(constants), PLACERS)
     calls = planner.plan(operations)
     constants.touch()
     arena = plan_arena(planner.buffers)

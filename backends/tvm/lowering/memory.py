@@ -1,6 +1,7 @@
 """Where values live: constants in a file, everything else in a statically planned arena."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -61,26 +62,28 @@ class ConstantFile:
     Only one packed array is in memory at a time, however large the model is.
 
     Attributes:
-        path: the file.
+        path: the file; None to plan without writing anything.
         size: bytes written so far.
     """
 
-    path: Path
+    path: Path | None
     size: int = 0
     _known: dict[bytes, Buffer] = field(default_factory=dict)
 
-    def add(self, array: Array) -> Placement:
-        """Append an array and give its place."""
-        data = np.ascontiguousarray(array)
+    def add(self, pack: Callable[[], Array]) -> Placement:
+        """Append the array that a function gives, and say where it is."""
+        if self.path is None:
+            return Placement(Buffer("constant", 0))
+        data = np.ascontiguousarray(pack())
         raw: NDArray[np.uint8] = np.atleast_1d(data).reshape(-1).view(np.uint8)
         digest = hashlib.sha256(raw.data).digest() + str(raw.size).encode()
         if digest not in self._known:
-            self._known[digest] = self._append(raw)
+            self._known[digest] = self._append(self.path, raw)
         return Placement(self._known[digest])
 
-    def _append(self, raw: NDArray[np.uint8]) -> Buffer:
+    def _append(self, path: Path, raw: NDArray[np.uint8]) -> Buffer:
         start = align(self.size)
-        with self.path.open("r+b" if self.path.exists() else "w+b") as file:
+        with path.open("r+b" if path.exists() else "w+b") as file:
             file.seek(start)
             raw.tofile(file)
         self.size = start + raw.size

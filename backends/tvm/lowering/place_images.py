@@ -42,24 +42,26 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
     plain = groups == 1 and channels <= _PLAIN_CHANNELS and planner.has_plain(op.x)
     padded_filters = blocks(filters) * LANES
     size, positions = _fold_pixels(planner, op, weight)
-    kernel = Conv2d(
-        batch=op.x.shape[0],
-        channels=channels if plain else blocks(channels) * LANES,
-        filters=padded_filters,
-        geometry=Geometry(
-            size, (weight.shape[2], weight.shape[3]), op.stride, op.padding, op.dilation
-        ),
-        groups=groups,
-        plain_input=plain,
-        tile=choose_tile(
-            positions, padded_filters // LANES // groups, planner.target.accumulators()
-        ),
-        steps=kernel_steps(op),
+    kernel = planner.choose(
+        Conv2d(
+            batch=op.x.shape[0],
+            channels=channels if plain else blocks(channels) * LANES,
+            filters=padded_filters,
+            geometry=Geometry(
+                size, (weight.shape[2], weight.shape[3]), op.stride, op.padding, op.dilation
+            ),
+            groups=groups,
+            plain_input=plain,
+            tile=choose_tile(
+                positions, padded_filters // LANES // groups, planner.target.accumulators()
+            ),
+            steps=kernel_steps(op),
+        )
     )
     arguments = [
         planner.plain(op.x) if plain else planner.blocked(op.x),
-        planner.constant(_pack_filters(weight, kernel)),
-        planner.constant(_bias(op, padded_filters)),
+        planner.constant(lambda: _pack_filters(weight, kernel)),
+        planner.constant(lambda: _bias(op, padded_filters)),
         *planner.operands(op, blocked=True, width=padded_filters),
         planner.define_blocked(op.output),
     ]
@@ -133,20 +135,22 @@ def _place_depthwise(planner: Planner, op: Convolution) -> None:
     size = (op.x.shape[2], op.x.shape[3])
     geometry = Geometry(size, taps, op.stride, op.padding, op.dilation)
     tile = choose_tile(op.output.shape[3], 1, min(12, planner.target.accumulators()), 1)
-    kernel = DepthwiseConv2d(
-        batch=op.x.shape[0],
-        channels=channels,
-        geometry=geometry,
-        width=tile.width,
-        steps=kernel_steps(op),
+    kernel = planner.choose(
+        DepthwiseConv2d(
+            batch=op.x.shape[0],
+            channels=channels,
+            geometry=geometry,
+            width=tile.width,
+            steps=kernel_steps(op),
+        )
     )
     weight: Array = np.zeros((channels, *taps), np.float32)
     weight[: op.x.shape[1]] = numpy_of(op.weight)[:, 0]
     packed = weight.reshape(channels // LANES, LANES, *taps).transpose(0, 2, 3, 1)
     arguments = [
         planner.blocked(op.x),
-        planner.constant(np.ascontiguousarray(packed)),
-        planner.constant(_bias(op, channels)),
+        planner.constant(lambda: packed),
+        planner.constant(lambda: _bias(op, channels)),
         *planner.operands(op, blocked=True, width=channels),
         planner.define_blocked(op.output),
     ]

@@ -1,7 +1,6 @@
 """Planning of matrix products, normalisations, element-wise chains, views and regions."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 
@@ -36,12 +35,13 @@ def place_linear(planner: Planner, op: Linear) -> None:
     columns, depth = weight.shape
     rows = math.prod(op.output.shape[:-1])
     tile = choose_matrix_tile(rows, columns, planner.target.accumulators())
-    kernel = MatMul(
-        1, rows, depth, columns, True, op.bias is not None, tile, steps=kernel_steps(op)
+    kernel = planner.choose(
+        MatMul(1, rows, depth, columns, True, op.bias is not None, tile, steps=kernel_steps(op))
     )
-    arguments = [x, planner.constant(_pack_rows(weight, kernel))]
+    arguments = [x, planner.constant(lambda: _pack_rows(weight, kernel))]
     if op.bias is not None:
-        arguments.append(planner.constant(padded(numpy_of(op.bias), kernel.padded_columns)))
+        bias, width = op.bias, kernel.padded_columns
+        arguments.append(planner.constant(lambda: padded(numpy_of(bias), width)))
     arguments += planner.operands(op, blocked=False, width=kernel.padded_columns)
     planner.call(kernel, [*arguments, planner.define_plain(op.output)], op.label)
 
@@ -75,16 +75,18 @@ def place_batched_matmul(planner: Planner, op: BatchedMatMul) -> None:
     if op.transpose_b:
         b = _transposed(planner, op, b, (batch, columns, depth))
     tile = choose_matrix_tile(rows, columns, planner.target.accumulators())
-    kernel = MatMul(
-        batch,
-        rows,
-        depth,
-        columns,
-        False,
-        False,
-        replace(tile, splits=1),
-        op.scale,
-        kernel_steps(op),
+    kernel = planner.choose(
+        MatMul(
+            batch,
+            rows,
+            depth,
+            columns,
+            False,
+            False,
+            tile,
+            op.scale,
+            kernel_steps(op),
+        )
     )
     operands = planner.operands(op, blocked=False, width=kernel.padded_columns)
     arguments = [planner.plain(op.a), b, *operands, planner.define_plain(op.output)]
@@ -137,7 +139,7 @@ def place_layer_norm(planner: Planner, op: LayerNormalisation) -> None:
         ones: Array = np.ones(op.columns, np.float32)
         weight = ones if op.weight is None else numpy_of(op.weight).reshape(-1)
         bias = ones * 0 if op.bias is None else numpy_of(op.bias).reshape(-1)
-        numbers = [planner.constant(weight), planner.constant(bias)]
+        numbers = [planner.constant(lambda: weight), planner.constant(lambda: bias)]
     x = planner.plain(op.x)
     planner.call(kernel, [x, *numbers, planner.define_plain(op.output)], op.label)
 

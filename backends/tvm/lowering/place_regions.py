@@ -7,7 +7,7 @@ from shohin.backends.tvm.generic.region import (
     unsupported_nodes,
 )
 from shohin.backends.tvm.lowering.memory import Placement
-from shohin.backends.tvm.lowering.operations import Region
+from shohin.backends.tvm.lowering.operations import Array, Region
 from shohin.backends.tvm.lowering.plan import Planner
 from shohin.errors import UnsupportedError
 
@@ -16,7 +16,7 @@ def place_region(planner: Planner, op: Region) -> None:
     """Compile a region and call its kernels in order."""
     code = compile_region(op.module, [(value.shape, value.dtype) for value in op.values])
     places = {f"in{i}": planner.plain(value) for i, value in enumerate(op.values)}
-    places |= {name: planner.constant(array) for name, array in code.constants.items()}
+    places |= {name: _constant(planner, array) for name, array in code.constants.items()}
     places |= _results(planner, op, code)
     for name, (shape, dtype) in code.temporaries.items():
         places[name] = planner.new_buffer(_bytes(shape, dtype))
@@ -26,6 +26,10 @@ def place_region(planner: Planner, op: Region) -> None:
         planner.call_function(call.function, arguments, call.extent, call.operations, label)
     for value, name in zip(op.results, code.outputs, strict=True):
         planner.place_plain(value, places[name])
+
+
+def _constant(planner: Planner, array: Array) -> Placement:
+    return planner.constant(lambda: array)
 
 
 def _results(planner: Planner, op: Region, code: RegionCode) -> dict[str, Placement]:

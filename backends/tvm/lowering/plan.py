@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from shohin.backends.tvm.kernels.layout import Copy, ToBlocked, ToPlain
 from shohin.backends.tvm.lowering.memory import ALIGNMENT, Buffer, ConstantFile, Placement
 from shohin.backends.tvm.lowering.operations import Array, Operation, Operations, Value
 from shohin.backends.tvm.target import CpuTarget
+from shohin.backends.tvm.tuning.tuner import Tuner
+
+KernelType = TypeVar("KernelType", bound=Kernel)
 
 WORTH_SPLITTING = 16_000
 """Operations from which on a second thread saves more than the barrier costs."""
@@ -69,12 +72,12 @@ class Planner:
     only), or both once something asked for the other form.
 
     Attributes:
-        target: where the code will run.
+        tuner: where the code will run, and which variant of a kernel it should use.
         constants: where packed weights go.
         placers: how to plan each kind of operation.
     """
 
-    target: CpuTarget
+    tuner: Tuner
     constants: ConstantFile
     placers: dict[type[Operation], Placer]
     calls: list[KernelCall] = field(default_factory=list)
@@ -82,6 +85,15 @@ class Planner:
     _plain: dict[Value, Placement] = field(default_factory=dict)
     _blocked: dict[Value, Placement] = field(default_factory=dict)
     _views: dict[Value, tuple[Value, int]] = field(default_factory=dict)
+
+    @property
+    def target(self) -> CpuTarget:
+        """Where the code will run."""
+        return self.tuner.target
+
+    def choose(self, kernel: KernelType) -> KernelType:
+        """The variant of a kernel to use."""
+        return cast(KernelType, self.tuner.choose(kernel))
 
     def plan(self, operations: Operations) -> list[KernelCall]:
         """Plan every operation, and put the outputs where the caller wants them."""
@@ -117,9 +129,13 @@ class Planner:
         self.buffers.append(buffer)
         return Placement(buffer)
 
-    def constant(self, array: Array) -> Placement:
-        """A packed constant."""
-        return self.constants.add(array)
+    def constant(self, pack: Callable[[], Array]) -> Placement:
+        """A constant.
+
+        Args:
+            pack: gives the array; called only when constants are really written.
+        """
+        return self.constants.add(pack)
 
     def define_plain(self, value: Value) -> Placement:
         """Memory for a value about to be computed in plain layout."""
@@ -175,7 +191,8 @@ class Planner:
 
     def _make_plain(self, value: Value) -> Placement:
         if value.constant is not None:
-            return self.constant(numpy_of(value.constant))
+            constant = value.constant
+            return self.constant(lambda: numpy_of(constant))
         if value in self._views:
             return self._view(value, *self._views[value])
         blocked = self._blocked[value]
@@ -232,10 +249,13 @@ class Planner:
             if step.operand is None:
                 continue
             if step.step.operand == "channel":
-                places.append(self.constant(padded(_numbers(step.operand), width)))
+                places.append(self._channel_numbers(step.operand, width))
             else:
                 places.append(self.blocked(step.operand) if blocked else self.plain(step.operand))
         return places
+
+    def _channel_numbers(self, operand: Value, width: int) -> Placement:
+        return self.constant(lambda: padded(_numbers(operand), width))
 
     def _place_output(self, index: int, value: Value) -> None:
         """Let the last kernel write to the caller's memory, or copy there."""

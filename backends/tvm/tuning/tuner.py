@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from shohin.backends.tvm.kernels.emit import Kernel
-from shohin.backends.tvm.target import CpuTarget
+from shohin.backends.tvm.target import CpuTarget, Tune, host_runs
 from shohin.backends.tvm.tuning.cache import Measurement, TuningCache
 from shohin.backends.tvm.tuning.measure import measure_kernels
 
-Tune = Literal["off", "quick", "full"]
 VARIANTS: dict[Tune, int] = {"off": 1, "quick": 5, "full": 24}
 """Most variants that are compared for one kernel; the cost model orders them."""
+
+WORTH_MEASURING = 500_000
+"""Operations below which a kernel takes so few microseconds that its tile does not matter."""
 
 _GROUP = 40
 """Variants compiled together: enough to share start-up, few enough to show progress."""
@@ -28,20 +29,23 @@ class Tuner:
 
     Attributes:
         target: where the code will run.
-        tune: how much to measure.
         cache: measurements on disk.
         missing: kernels that were asked for and are not measured.
     """
 
     target: CpuTarget
-    tune: Tune
-    cache: TuningCache
+    cache: TuningCache = field(default_factory=TuningCache.default)
     missing: dict[str, tuple[Kernel, ...]] = field(default_factory=dict)
+
+    @property
+    def tune(self) -> Tune:
+        """How much to measure: nothing for a processor whose code cannot run here."""
+        return "off" if host_runs(self.target.resolved()) else self.target.tune
 
     def choose(self, kernel: Kernel) -> Kernel:
         """The variant to use; the cost model's favourite where nothing was measured."""
         variants = kernel.variants(self.target.accumulators())[: VARIANTS[self.tune]]
-        if len(variants) <= 1:
+        if len(variants) <= 1 or kernel.operations < WORTH_MEASURING:
             return variants[0] if variants else kernel
         known = self.cache.read(kernel, self.target)
         timed = known.milliseconds if known else {}

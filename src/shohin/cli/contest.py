@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from shohin.api import compile, optimize  # noqa: A004 - the public name
 from shohin.backends.base import Artifact
-from shohin.backends.inputs import numpy_dtype
+from shohin.backends.inputs import count_of, numpy_dtype
 from shohin.backends.tvm.binary import Binary
 from shohin.bench import Timing, measure
 from shohin.cli.loading import Model, at_batch, random_inputs
@@ -79,7 +79,7 @@ class Comparison:
 
     def title(self) -> str:
         """One line that says what was measured."""
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        threads = count_of(self.threads, "thread")
         batch = f", batch {self.batch}" if self.batch else ""
         rounds = self.entries[0].time.rounds
         return f"{self.name}, {self.target}{batch}, {threads}, medians of {rounds} rounds"

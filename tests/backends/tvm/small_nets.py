@@ -17,6 +17,7 @@ from shohin.backends.tvm.lowering.operations import Operation, Operations
 from shohin.backends.tvm.lowering.plan import Plan
 from shohin.backends.tvm.lowering.select import Selector
 from shohin.backends.tvm.target import CpuTarget
+from shohin.backends.tvm.tuning.tuner import Tuner
 from shohin.errors import ShohinWarning
 from shohin.ir.capture import capture
 from shohin.ir.program import Program
@@ -164,7 +165,8 @@ def plan_of(
     program = captured(module, *shapes, batch=batch)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "constants.bin"
-        return lower(program, target or CpuTarget("x86-64-v4"), batch, path)
+        tuner = Tuner(target or CpuTarget("x86-64-v4"))
+        return lower(program, tuner, batch, path, lambda done, total, label: None)
 
 
 def calls_text(plan: Plan) -> str:
@@ -244,7 +246,9 @@ class RandomNet(nn.Module):
 
 def _convolution(choose: random.Random, channels: int, filters: int) -> nn.Module:
     size = choose.choice([1, 3, 3, 5])
-    groups = choose.choice([g for g in (1, 1, 2, 4, 5, channels) if not (channels % g or filters % g)])
+    groups = choose.choice(
+        [g for g in (1, 1, 2, 4, 5, channels) if not (channels % g or filters % g)]
+    )
     dilation = choose.choice([1, 1, 2])
     layers: list[nn.Module] = [
         nn.Conv2d(

@@ -1,0 +1,43 @@
+def test_program(shell, program) -> None:
+    done = shell("inspect", program)
+    assert done.code == 0, done.err
+    assert "pipeline      fold-bn" in done.out
+    assert "4x1x3x3" in done.out
+    assert done.out.splitlines()[-1].startswith("peak activation memory at batch 1")
+    found = shell("inspect", program, "--json").json()
+    assert found["totals"]["parameters"] == 1490
+    assert found["file_bytes"] == program.stat().st_size
+    layers = found["layers"]
+    assert [layer["name"] for layer in layers] == ["conv", "fc"]
+    assert sum(layer["stored_bytes"] for layer in layers) == found["totals"]["stored_bytes"]
+
+
+def test_model_as_text_and_as_drawing(shell, net, tmp_path) -> None:
+    file = tmp_path / "net.svg"
+    done = shell("inspect", f"{net}:known", "--text", "--draw", file)
+    assert done.code == 0, done.err
+    assert done.out.startswith("program known [captured; functional]\n")
+    assert "<svg" in file.read_text()
+    found = shell("inspect", f"{net}:known", "--text", "--json").json()
+    assert found["text"] == done.out.rstrip("\n")
+
+
+def test_library(shell, library) -> None:
+    done = shell("inspect", library)
+    assert done.code == 0, done.err
+    for text in ("cpu{threads=2}", "fold-bn", "float32[2,1,8,8]", "arena bytes", "content hash"):
+        assert text in done.out
+    found = shell("inspect", library, "--steps", "--json").json()
+    assert found["file_bytes"] == library.stat().st_size
+    assert found["batch"] == 2
+    assert all(step["milliseconds"] >= 0 for step in found["steps"])
+    assert len(found["steps"]) >= 2
+    assert "Steps" in shell("inspect", library, "--steps").out
+
+
+def test_what_cannot_be_shown(shell, library, program, tmp_path) -> None:
+    shell("inspect", library, "--text").fails(2, "has no graph to show")
+    shell("inspect", program, "--steps").fails(2, "has no steps before it is compiled")
+    shell("inspect", program, "--draw", "/nowhere/net.svg").fails(7, "there is no folder /nowhere")
+    (tmp_path / "net.so").write_text("text")
+    shell("inspect", tmp_path / "net.so").fails(7, "expected a binary that shohin made")

@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+
+import shohin
+
+
+def test_runs_batch_by_batch(shell, library, program, images, tmp_path) -> None:
+    output = tmp_path / "y.npy"
+    done = shell("run", library, "--input", images, "--output", output)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[-1] == f"{output}: {output.stat().st_size} bytes"
+    with torch.no_grad():
+        wanted = shohin.load(program).module(torch.from_numpy(np.load(images))).numpy()
+    np.testing.assert_allclose(np.load(output), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_program_runs_in_pytorch(shell, program, images, tmp_path) -> None:
+    output = tmp_path / "y.npz"
+    done = shell("run", program, "--input", images, "--output", output)
+    assert done.code == 0, done.err
+    (result,) = np.load(output).values()
+    assert result.shape == (6, 10)
+
+
+def test_prints_values_without_an_output(shell, library, images) -> None:
+    done = shell("run", library, "--input", images)
+    assert "float32[6,10]" in done.out.splitlines()[0]
+    values = shell("run", library, "--input", images, "--json").json()["outputs"]
+    (found,) = values.values()
+    assert found["shape"] == [6, 10]
+    assert len(found["values"]) == 6
+
+
+def test_named_arrays(shell, library, images, tmp_path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.load(images))
+    assert shell("run", library, "--input", tmp_path / "x.npz").code == 0
+    np.savez(tmp_path / "y.npz", y=np.load(images))
+    done = shell("run", library, "--input", tmp_path / "y.npz")
+    done.fails(8, "expected arrays x, got y")
+
+
+@pytest.mark.parametrize(
+    ("array", "texts"),
+    [
+        (np.zeros((2, 1, 8, 9), np.float32), ["expected float32[2,1,8,8], got float32[2,1,8,9]"]),
+        (np.zeros((2, 1, 8, 8)), ["got float64[2,1,8,8]", ".astype('float32')"]),
+        (np.zeros((3, 1, 8, 8), np.float32), ["multiple of the compiled batch 2, got 3"]),
+        (np.zeros((0, 1, 8, 8), np.float32), ["multiple of the compiled batch 2, got 0"]),
+        (np.float32(1), ["expected float32[2,1,8,8], got float32[]"]),
+        (np.array(["text"]), ["expected float32[2,1,8,8]"]),
+        (np.array([{}]), ["of numbers", "write it with numpy.save"]),
+    ],
+)
+def test_arrays_that_do_not_fit(shell, library, tmp_path, array, texts) -> None:
+    file = tmp_path / "x.npy"
+    np.save(file, array)
+    shell("run", library, "--input", file).fails(8, *texts)
+
+
+def test_wrong_input_files(shell, library, images, tmp_path) -> None:
+    shell("run", library, "--input", "none.npy").fails(8, "none.npy: there is no such file")
+    shell("run", library, "--input", __file__).fails(8, "expected a .npy or .npz file")
+    shell("run", library, "--input", images, "--input", images).fails(8, "expected 1 input (x")
+    (tmp_path / "x.npz").write_bytes(b"PK")
+    shell("run", library, "--input", tmp_path / "x.npz").fails(8, "expected a .npy or .npz file")
+
+
+def test_wrong_outputs(shell, library, images) -> None:
+    done = shell("run", library, "--input", images, "--output", "y.txt")
+    done.fails(8, "ends in .npy or .npz, got '.txt'")
+    done = shell("run", library, "--input", images, "--output", "/nowhere/y.npy")
+    done.fails(7, "there is no folder /nowhere")
+
+
+def test_libraries_that_are_not_whole(shell, library, images, tmp_path) -> None:
+    broken = tmp_path / "net.so"
+    whole = library.read_bytes()
+    for content, text in (
+        (whole[:-1000], "found another file or a truncated one"),
+        (whole[:5000] + b"x" + whole[5001:], "its checksum does not match"),
+        (b"", "found another file or a truncated one"),
+        (b"\x7fELF", "found another file or a truncated one"),
+    ):
+        broken.write_bytes(content)
+        shell("run", broken, "--input", images).fails(7, text)
+    shell("run", tmp_path / "none.so", "--input", images).fails(7, "cannot be read")
