@@ -31,6 +31,23 @@ class Diagnostic:
 
 
 @dataclass(frozen=True)
+class StepInfo:
+    """One step of a compiled program.
+
+    Attributes:
+        label: source module and what is computed.
+        kernel: the kernel that computes it, with its tile where it has one.
+        macs: multiply-accumulates that the model asks for, padding left out; 0 for other work.
+        bytes: bytes of the arrays it reads and writes.
+    """
+
+    label: str
+    kernel: str
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class ArtifactInfo:
     """What an artifact says of itself.
 
@@ -43,6 +60,7 @@ class ArtifactInfo:
         batch: the compiled batch size, 0 where the model has no batch axis.
         content_hash: hash of the program it was compiled from.
         tools: versions of what made it.
+        steps: what it does, in order, where the backend knows.
     """
 
     name: str
@@ -53,6 +71,7 @@ class ArtifactInfo:
     batch: int
     content_hash: str
     tools: Mapping[str, str]
+    steps: tuple[StepInfo, ...] = ()
 
 
 class Artifact(ABC):

@@ -85,10 +85,10 @@ def _measure(
     name: str, model: Any, program: Any, batch: int, threads: int, rounds: int, memory: PeakMemory
 ) -> dict[str, Any]:
     import torch
-    from shohin.bench import interleaved
 
     import shohin
     from shohin import zoo
+    from shohin.bench import interleaved
 
     start = time.perf_counter()
     binary = shohin.compile(program, target=f"cpu{{threads={threads}}}", batch=batch)
@@ -107,8 +107,8 @@ def _measure(
         "threads": threads,
         "compile_s": compiled,
         "relative_error": float(error),
-        "shohin_ms": medians["shohin"] * 1e3,
-        "torch_ms": medians["torch"] * 1e3,
+        "shohin_ms": medians["shohin"],
+        "torch_ms": medians["torch"],
         "file_bytes": binary.path.stat().st_size,
         "arena_bytes": binary.arena_bytes,
     }

@@ -33,7 +33,7 @@ def _tracked() -> list[Path]:
     return [
         path
         for path in _ROOT.rglob("*")
-        if path.is_file()
+        if (path.is_file() or path.is_symlink())
         and not any(
             part in ignored or (part.startswith(".") and part != ".ci")
             for part in path.relative_to(_ROOT).parts
@@ -143,6 +143,7 @@ def _imported_from(node: ast.ImportFrom) -> Iterator[tuple[str, int]]:
 
 def _layer(module: str) -> str:
     part = module.split(".")[1] if "." in module else ""
+    part = "cli" if part == "__main__" else part
     return part if part in _LAYERS or part in _ASIDE else "api"
 
 

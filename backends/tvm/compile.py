@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from shohin.backends.base import ArtifactInfo
+from shohin.backends.base import ArtifactInfo, StepInfo
 from shohin.backends.tvm.binary import Binary, Build
 from shohin.backends.tvm.csource import CONSTANTS_FILE, SourceNames, supports_dtype, write_source
 from shohin.backends.tvm.kernels.emit import Kernel
@@ -115,6 +115,14 @@ def _spec(value: Value, name: str) -> InputSpec:
     return InputSpec(name, value.shape, value.dtype)
 
 
+def _step(call: KernelCall) -> StepInfo:
+    kernel = _family(call)
+    if isinstance(call.kernel, Kernel) and call.kernel.tile_text():
+        kernel = f"{kernel} {call.kernel.tile_text()}"
+    size = sum(argument.buffer.bytes for argument in call.arguments)
+    return StepInfo(call.label, kernel, call.macs, size)
+
+
 def _unique(names: list[str]) -> tuple[str, ...]:
     seen: dict[str, int] = {}
     unique = []
@@ -148,6 +156,7 @@ def _describe(program: Program, target: CpuTarget, batch: int, plan: Plan) -> Ar
             "zig": version("ziglang"),
             "processor": target.resolved(),
         },
+        steps=tuple(_step(call) for call in plan.calls),
     )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from shohin.backends.base import ArtifactInfo
+from shohin.backends.base import ArtifactInfo, StepInfo
 from shohin.errors import ArtifactError
 from shohin.ir.encodings import Json
 from shohin.ir.program import InputSpec
@@ -30,6 +30,7 @@ def manifest_of(info: ArtifactInfo, prefix: str) -> dict[str, Json]:
         "batch": info.batch,
         "content_hash": info.content_hash,
         "tools": dict(info.tools),
+        "steps": [vars(step) for step in info.steps],
     }
 
 
@@ -54,6 +55,7 @@ def info_of(manifest: dict[str, Any], where: str) -> tuple[ArtifactInfo, str]:
         batch=manifest["batch"],
         content_hash=manifest["content_hash"],
         tools=manifest["tools"],
+        steps=tuple(StepInfo(**step) for step in manifest["steps"]),
     )
     return info, manifest["prefix"]
 

@@ -55,7 +55,7 @@ class Result:
 
 def optimize(
     program: Program,
-    passes: str | Sequence[Pass],
+    passes: str | Sequence[str | Pass],
     *,
     calibration: Iterable[Tensor | Sequence[Tensor]] = (),
     evaluate: Evaluate | None = None,
@@ -74,7 +74,7 @@ def optimize(
 
     Args:
         program: the program; it is left as it is.
-        passes: the pipeline, as text or as passes.
+        passes: the pipeline, as one text, or as a sequence of passes and texts.
         calibration: input batches for passes that look at activations: tuples of one tensor for
             each input of the program, without labels. Read once per use, in order.
         evaluate: measures a module, higher is better; called before and after, and by passes that
@@ -98,7 +98,7 @@ def optimize(
         ArtifactError: when a checkpoint or dump cannot be written.
     """
     _check_program(program)
-    chosen = parse_pipeline(passes) if isinstance(passes, str) else tuple(passes)
+    chosen = _parse(passes)
     _check_names(chosen, print_before, print_after)
     if resume and workdir is None:
         raise SpecError("resume", "there is nothing to resume from", "give a workdir")
@@ -215,6 +215,16 @@ def _check_program(program: object) -> None:
         hint = "call shohin.capture(model, example_inputs) first"
         problem = f"expected a Program, got {type(program).__name__}"
         raise SpecError("program", problem, hint)
+
+
+def _parse(passes: object) -> tuple[Pass, ...]:
+    if isinstance(passes, str):
+        return parse_pipeline(passes)
+    if isinstance(passes, Pass):
+        return (passes,)
+    if isinstance(passes, Sequence):
+        return tuple(chain.from_iterable(_parse(item) for item in passes))
+    raise SpecError("passes", f"expected a text or passes, got {type(passes).__name__}")
 
 
 def _check_names(passes: Sequence[Pass], *chosen: PassNames) -> None:

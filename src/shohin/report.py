@@ -137,6 +137,8 @@ class Report:
             f"`{self.pipeline}`",
             *(grid.markdown() for grid in self.grids()),
         ]
+        if self.removed():
+            parts.append(f"Removed: {', '.join(self.removed())}.")
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> dict[str, Json]:

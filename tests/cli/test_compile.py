@@ -33,9 +33,8 @@ def test_executable_as_json(shell, program, tmp_path, images) -> None:
 
 def test_model_with_passes_and_name(shell, net, tmp_path) -> None:
     file = tmp_path / "digits.o"
-    done = shell(
-        *("compile", f"{net}:known", "--passes", "fold-bn", "--name", "digits", "-o", file, "--json")
-    )
+    options = ("--passes", "fold-bn", "--name", "digits", "--json")
+    done = shell("compile", f"{net}:known", *options, "-o", file)
     assert done.json()["inputs"] == {"x": "float32[1,1,8,8]"}
     assert "digits_run" in (tmp_path / "digits.h").read_text()
 

@@ -1,3 +1,6 @@
+import shohin
+
+
 def test_program(shell, program) -> None:
     done = shell("inspect", program)
     assert done.code == 0, done.err
@@ -31,8 +34,17 @@ def test_library(shell, library) -> None:
     assert found["file_bytes"] == library.stat().st_size
     assert found["batch"] == 2
     assert all(step["milliseconds"] >= 0 for step in found["steps"])
+    assert sum(step["macs"] for step in found["steps"]) == 2 * (4 * 9 * 36 + 1440)
     assert len(found["steps"]) >= 2
     assert "Steps" in shell("inspect", library, "--steps").out
+
+
+def test_executable(shell, program, tmp_path) -> None:
+    shohin.compile(shohin.load(program)).save(tmp_path / "net")
+    assert "target        cpu" in shell("inspect", tmp_path / "net").out
+    assert shell("inspect", tmp_path / "net", "--json").json()["name"] == "net"
+    (tmp_path / "other").write_text("text")
+    shell("inspect", tmp_path / "other").fails(7, "expected a binary that shohin made")
 
 
 def test_what_cannot_be_shown(shell, library, program, tmp_path) -> None:

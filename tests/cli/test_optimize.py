@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import shohin
+from shohin.cli.names import load_object
 
 
 def test_writes_the_program_and_the_report(shell, net, tmp_path) -> None:
@@ -28,7 +30,9 @@ def test_says_that_nothing_was_written(shell, net) -> None:
 
 
 def test_json_is_all_that_is_printed(shell, net) -> None:
-    done = shell("optimize", f"{net}:model", "--input-shape", "2x1x8x8", "--passes", "fold-bn", "--json")
+    done = shell(
+        "optimize", f"{net}:model", "--input-shape", "2x1x8x8", "--passes", "fold-bn", "--json"
+    )
     found = done.json()
     assert found["pipeline"] == "fold-bn"
     assert [layer["name"] for layer in found["layers"]] == ["conv", "bn", "fc"]
@@ -47,6 +51,30 @@ def test_resumes_from_checkpoints(shell, net, tmp_path) -> None:
 def test_takes_a_program_file(shell, program) -> None:
     done = shell("optimize", program, "--passes", "prune", "--json")
     assert done.json()["after"]["nonzeros"] < done.json()["before"]["nonzeros"]
+
+
+def test_takes_an_exported_program(shell, net, tmp_path) -> None:
+    build = load_object(f"{net}:model", "MODEL")
+    assert callable(build)
+    file = tmp_path / "exported.pt2"
+    torch.export.save(torch.export.export(build(), (torch.zeros(1, 1, 8, 8),)), file)
+    found = shell("optimize", file, "--passes", "fold-bn", "--json").json()
+    assert (found["name"], found["before"]["parameters"]) == ("exported", 1498)
+
+
+def test_several_inputs_of_other_types(shell, tmp_path) -> None:
+    (tmp_path / "two.py").write_text(
+        "import torch\n"
+        "class Two(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.table = torch.nn.Embedding(9, 4)\n"
+        "    def forward(self, tokens, scale):\n"
+        "        return self.table(tokens) * scale\n"
+    )
+    shapes = ("--input-shape", "int64[2x3]", "--input-shape", "2x1x4")
+    found = shell("inspect", f"{tmp_path}/two.py:Two", *shapes, "--json").json()
+    assert found["inputs"] == {"tokens": "int64[N,3]", "scale": "float32[N,1,4]"}
 
 
 def test_zoo_models_bring_their_inputs(shell) -> None:
@@ -99,7 +127,13 @@ def test_wrong_pipelines(shell, net, passes, code, texts) -> None:
         ("number", [], 2, ["expected a function without arguments, got 3"]),
         ("accuracy", [], 2, ["failed when it was called: TypeError"]),
         ("broken", [], 2, ["ZeroDivisionError", "return 1 / 0"]),
-        ("known", ["--data", "NET:labelled"], 8, ["expected 1 tensor", "without labels"]),
+        ("known", ["--data", "NET:labelled"], 3, ["2 example inputs do not fit forward"]),
+        (
+            "known",
+            ["--data", "NET:labelled", "--input-shape", "2x1x8x8"],
+            8,
+            ["calibration batch 0: expected 1 tensor", "without labels"],
+        ),
         ("known", ["--data", "NET:number"], 2, ["expected a function without arguments"]),
         ("known", ["--data", "NET:model"], 2, ["expected an iterable of tuples of tensors"]),
         ("known", ["--evaluate", "NET:nothing"], 2, ["return a number, got NoneType"]),
@@ -114,11 +148,6 @@ def test_wrong_pipelines(shell, net, passes, code, texts) -> None:
 def test_wrong_input(shell, net, name, options, code, texts) -> None:
     given = [option.replace("NET", net) for option in options]
     shell("optimize", f"{net}:{name}", "--passes", "fold-bn", *given).fails(code, *texts)
-
-
-def test_labelled_batches_cannot_be_example_inputs(shell, net) -> None:
-    done = shell("optimize", f"{net}:model", "--data", f"{net}:labelled", "--passes", "fold-bn")
-    done.fails(3, "2 example inputs do not fit forward")
 
 
 @pytest.mark.parametrize(

@@ -253,14 +253,11 @@ def tile_options(
         blocks_limit: most channel blocks a tile may have.
     """
     counts = [c for c in range(1, min(blocks_limit, accumulators) + 1) if filter_blocks % c == 0]
-    tiles = {
-        ConvTile(ceil_div(out_width, cuts), count)
-        for count in counts
-        for most in (accumulators // count,)
-        for cuts in range(
-            ceil_div(out_width, most), min(ceil_div(out_width, most) + 3, out_width + 1)
-        )
-    }
+    tiles = set()
+    for count in counts:
+        fewest = ceil_div(out_width, accumulators // count)
+        cuts = range(fewest, min(fewest + 3, out_width + 1))
+        tiles |= {ConvTile(ceil_div(out_width, number), count) for number in cuts}
     return sorted(tiles, key=lambda t: (_tile_cost(t, out_width), t.width, t.channel_blocks))
 
 

@@ -65,7 +65,11 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
         *planner.operands(op, blocked=True, width=padded_filters),
         planner.define_blocked(op.output),
     ]
-    planner.call(kernel, arguments, op.label)
+    planner.call(kernel, arguments, op.label, _macs(op))
+
+
+def _macs(op: Convolution) -> int:
+    return op.output.elements * math.prod(op.weight.shape[1:])
 
 
 def _bias(op: Convolution, width: int) -> Array:
@@ -154,7 +158,7 @@ def _place_depthwise(planner: Planner, op: Convolution) -> None:
         *planner.operands(op, blocked=True, width=channels),
         planner.define_blocked(op.output),
     ]
-    planner.call(kernel, arguments, op.label)
+    planner.call(kernel, arguments, op.label, _macs(op))
 
 
 def place_pooling(planner: Planner, op: Pooling) -> None:

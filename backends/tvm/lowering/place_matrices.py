@@ -43,7 +43,8 @@ def place_linear(planner: Planner, op: Linear) -> None:
         bias, width = op.bias, kernel.padded_columns
         arguments.append(planner.constant(lambda: padded(numpy_of(bias), width)))
     arguments += planner.operands(op, blocked=False, width=kernel.padded_columns)
-    planner.call(kernel, [*arguments, planner.define_plain(op.output)], op.label)
+    macs = op.output.elements * int(op.weight.shape[1])
+    planner.call(kernel, [*arguments, planner.define_plain(op.output)], op.label, macs)
 
 
 def _permute_columns(weight: Array, image: Value) -> Array:
@@ -90,7 +91,7 @@ def place_batched_matmul(planner: Planner, op: BatchedMatMul) -> None:
     )
     operands = planner.operands(op, blocked=False, width=kernel.padded_columns)
     arguments = [planner.plain(op.a), b, *operands, planner.define_plain(op.output)]
-    planner.call(kernel, arguments, op.label)
+    planner.call(kernel, arguments, op.label, op.output.elements * depth)
 
 
 def _transposed(

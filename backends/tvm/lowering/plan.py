@@ -32,6 +32,7 @@ class KernelCall:
         max_parts: most threads that may share the items.
         label: text for profiles.
         operations: scalar operations, roughly.
+        macs: multiply-accumulates that the model asks for, padding left out.
     """
 
     kernel: Any
@@ -40,6 +41,7 @@ class KernelCall:
     max_parts: int
     label: str
     operations: int
+    macs: int = 0
 
 
 @dataclass
@@ -105,9 +107,9 @@ class Planner:
             self._place_output(index, value)
         return self.calls
 
-    def call(self, kernel: Kernel, arguments: list[Placement], label: str) -> None:
+    def call(self, kernel: Kernel, arguments: list[Placement], label: str, macs: int = 0) -> None:
         """Append a call of a template instance."""
-        self.call_function(kernel, arguments, kernel.extent, kernel.operations, label)
+        self.call_function(kernel, arguments, kernel.extent, kernel.operations, label, macs)
 
     def call_function(
         self,
@@ -116,12 +118,15 @@ class Planner:
         extent: int,
         operations: int,
         label: str,
+        macs: int = 0,
     ) -> None:
         """Append a call, noting what it keeps alive."""
         for argument in arguments:
             argument.buffer.touch(len(self.calls))
         parts = max(1, extent) if operations >= WORTH_SPLITTING else 1
-        self.calls.append(KernelCall(function, tuple(arguments), extent, parts, label, operations))
+        self.calls.append(
+            KernelCall(function, tuple(arguments), extent, parts, label, operations, macs)
+        )
 
     def new_buffer(self, size: int) -> Placement:
         """Fresh memory in the arena."""

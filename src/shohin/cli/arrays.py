@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from shohin.api import compile, load, load_binary  # noqa: A004 - the public name
-from shohin.backends.base import Artifact
-from shohin.backends.inputs import Array
+from shohin.backends.base import Artifact, ArtifactInfo
+from shohin.backends.inputs import Array, numpy_dtype
 from shohin.errors import InputError
 from shohin.ir.files import atomic_path
 from shohin.ir.program import InputSpec
@@ -71,6 +71,21 @@ def read_arrays(paths: Sequence[Path]) -> Arrays:
         with _reading(archives[0]), np.load(archives[0], allow_pickle=False) as archive:
             return Arrays({name: archive[name] for name in archive.files}, ())
     return Arrays({}, tuple(_read(path) for path in paths))
+
+
+def is_in_batches(info: ArtifactInfo, arrays: Sequence[Array]) -> bool:
+    """Whether arrays fit a model but for the size of their batch."""
+    return (
+        info.batch > 0
+        and len(arrays) == len(info.inputs)
+        and all(
+            array.ndim
+            and array.shape[0] != info.batch
+            and array.shape[1:] == spec.shape[1:]
+            and array.dtype == numpy_dtype(spec)
+            for array, spec in zip(arrays, info.inputs, strict=True)
+        )
+    )
 
 
 def check_output_form(path: Path | None, count: int) -> None:

@@ -11,8 +11,10 @@ from shohin.cli.screen import lines, note, show, show_json
 from shohin.errors import SpecError
 
 if TYPE_CHECKING:
+    from shohin.backends.base import ArtifactInfo
     from shohin.backends.tvm.binary import Binary
     from shohin.ir.program import Program
+    from shohin.tables import Grid
 
 
 def inspect(
@@ -20,7 +22,7 @@ def inspect(
         str,
         typer.Argument(
             metavar="FILE",
-            help="A .so, .shohin or .pt2 file, or a MODEL as for optimize.",
+            help="A .so, executable, .shohin or .pt2 file, or a MODEL as for optimize.",
             show_default=False,
         ),
     ],
@@ -50,6 +52,9 @@ def inspect(
         if text or draw:
             raise SpecError(file, "a compiled model has no graph to show", "inspect its .shohin")
         _inspect_binary(file, steps, as_json)
+        return
+    if Path(file).is_file() and not Path(file).suffix:
+        _inspect_executable(file, as_json)
         return
     if steps:
         raise SpecError(file, "has no steps before it is compiled", "inspect the .so")
@@ -88,32 +93,35 @@ def _inspect_program(program: "Program", file: str, as_json: bool) -> None:
 
 def _inspect_binary(file: str, steps: bool, as_json: bool) -> None:
     from shohin.backends.tvm.binary import Binary
-    from shohin.cli.loading import random_inputs
-    from shohin.tables import Grid
 
     binary = Binary.load(file)
-    described = _describe_binary(binary, file)
-    times: list[tuple[str, float]] = []
-    if steps:
-        arrays = [tensor.numpy() for tensor in random_inputs(binary.info.inputs)]
-        times = binary.profile(arrays)
+    described = describe_info(binary.info, file)
+    described["arena_bytes"] = binary.arena_bytes
+    described["constant_bytes"] = binary.constant_bytes
+    timed = _timed_steps(binary) if steps else []
     if as_json:
-        timed = [{"label": label, "milliseconds": round(time, 6)} for label, time in times]
         show_json({**described, **({"steps": timed} if steps else {})})
         return
     show(lines(_facts(described)))
     if steps:
-        total = sum(time for _, time in times)
-        rows = tuple(
-            (str(index), label, f"{time:.4f}", f"{100 * time / total if total else 0:.1f} %")
-            for index, (label, time) in enumerate(times)
-        )
-        heads = (">", "step", ">ms", ">share")
-        show("", Grid("Steps", heads, rows, ("", "total", f"{total:.4f}", "")).rich())
+        show("", _step_grid(timed).rich())
 
 
-def _describe_binary(binary: "Binary", file: str) -> dict[str, Any]:
-    info = binary.info
+def _inspect_executable(file: str, as_json: bool) -> None:
+    """Show what an executable says of itself; only a library can be asked for more."""
+    from shohin.backends.tvm.manifest import info_of
+    from shohin.backends.tvm.trailer import read_trailer
+
+    info, _ = info_of(read_trailer(Path(file)), file)
+    described = describe_info(info, file)
+    if as_json:
+        show_json(described)
+    else:
+        show(lines(_facts(described)))
+
+
+def describe_info(info: "ArtifactInfo", file: str) -> dict[str, Any]:
+    """What a compiled model says of itself, as plain values."""
     return {
         "name": info.name,
         "target": info.target,
@@ -121,12 +129,47 @@ def _describe_binary(binary: "Binary", file: str) -> dict[str, Any]:
         "inputs": {spec.name: spec.describe() for spec in info.inputs},
         "outputs": {spec.name: spec.describe() for spec in info.outputs},
         "batch": info.batch,
-        "arena_bytes": binary.arena_bytes,
-        "constant_bytes": binary.constant_bytes,
         "file_bytes": Path(file).stat().st_size,
         "content_hash": info.content_hash,
         "tools": dict(info.tools),
     }
+
+
+def _timed_steps(binary: "Binary") -> list[dict[str, Any]]:
+    from shohin.cli.loading import random_inputs
+
+    arrays = [tensor.numpy() for tensor in random_inputs(binary.info.inputs)]
+    times = binary.profile(arrays)
+    return [
+        {**asdict(step), "milliseconds": round(time, 6)}
+        for step, (_, time) in zip(binary.info.steps, times, strict=True)
+    ]
+
+
+def _step_grid(steps: list[dict[str, Any]]) -> "Grid":
+    from shohin.tables import Grid
+
+    total = sum(step["milliseconds"] for step in steps)
+    rows = tuple(
+        (
+            str(index),
+            step["label"],
+            step["kernel"],
+            f"{step['milliseconds']:.4f}",
+            f"{100 * step['milliseconds'] / total if total else 0:.1f} %",
+            _speed(step),
+        )
+        for index, step in enumerate(steps)
+    )
+    heads = (">", "step", "kernel", ">ms", ">share", ">GFLOP/s")
+    return Grid("Steps", heads, rows, ("", "total", "", f"{total:.4f}", "", ""))
+
+
+def _speed(step: dict[str, Any]) -> str:
+    """Billions of operations in a second, two for each multiply-accumulate."""
+    if not step["macs"] or not step["milliseconds"]:
+        return ""
+    return f"{2 * step['macs'] / step['milliseconds'] / 1e6:.1f}"
 
 
 def _facts(described: dict[str, Any]) -> list[tuple[str, str]]:

@@ -41,7 +41,13 @@ def run(
       shohin run net.so --input x.npy --output y.npy
       shohin run net.shohin --input inputs.npz --json
     """  # noqa: D301 - \b keeps typer from joining the lines
-    from shohin.cli.arrays import check_output_form, load_artifact, read_arrays, write_arrays
+    from shohin.cli.arrays import (
+        check_output_form,
+        is_in_batches,
+        load_artifact,
+        read_arrays,
+        write_arrays,
+    )
     from shohin.cli.outputs import check_output
 
     check_output(output)
@@ -50,8 +56,7 @@ def run(
     names = [spec.name for spec in artifact.info.outputs]
     check_output_form(output, len(names))
     ordered = arrays.ordered(artifact.info.inputs)
-    batch = artifact.info.batch
-    in_batches = batch and all(array.ndim and array.shape[0] != batch for array in ordered)
+    in_batches = is_in_batches(artifact.info, ordered)
     results = artifact.run_batches(ordered) if in_batches else artifact.run(ordered)
     found = dict(zip(names, results, strict=True))
     if output is not None:

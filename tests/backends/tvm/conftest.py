@@ -2,11 +2,20 @@
 
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _without_tuning() -> Iterator[None]:
+    """What is compiled must not depend on measurements, nor write to the user's cache of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SHOHIN_TUNE", "off")
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -96,10 +96,10 @@ def test_operands_of_a_difference_keep_their_order() -> None:
     )
 
 
-@pytest.mark.parametrize("kind", [torch.maximum, torch.minimum, torch.mul, torch.add, torch.sub])
-def test_swapped_operands(kind: Callable[..., torch.Tensor]) -> None:
-    text = _steps(lambda s, x: kind(x.tanh(), s.c(x)), c=_conv())
-    assert text.count("Convolution(inputs_0) + ") == 1
+def test_swapped_operands() -> None:
+    kinds = (torch.maximum, torch.minimum, torch.mul, torch.add, torch.sub)
+    text = _steps(lambda s, x: tuple(kind(x.tanh(), s.c(x)) for kind in kinds), c=_conv())
+    assert text.count("Convolution(inputs_0) + ") == len(kinds)
 
 
 def test_a_square_is_not_fused() -> None:
@@ -190,9 +190,13 @@ def test_slices_and_padding_become_one_copy() -> None:
 
 
 def test_slices_of_slices() -> None:
-    assert _windows(lambda s, x: s.c(x)[:, 3:, 1:7:2, :][:, 2:9, 1:, 4::3]) == [
-        "start=(5,3,4) step=(2,3)"
-    ]
+    def cut(s: Any, x: torch.Tensor) -> torch.Tensor:
+        y = s.c(x)
+        for axis, start, end, step in [(1, 3, 99, 1), (2, 1, 7, 2), (1, 2, 9, 1), (2, 1, 9, 1)]:
+            y = torch.ops.aten.slice.Tensor(y, axis, start, end, step)
+        return y
+
+    assert _windows(cut) == ["start=(5,3,0) step=(2,1)"]
 
 
 def test_padding_on_padding_of_another_axis() -> None:

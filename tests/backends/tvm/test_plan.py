@@ -95,32 +95,39 @@ def test_concatenation_of_ragged_channels_goes_through_plain() -> None:
     check(module, (3, 6, 6), batch=3)
 
 
-@pytest.mark.parametrize(
-    ("layer", "family"),
-    [
-        (nn.Conv2d(32, 32, 3, groups=8), "conv2d"),
-        (nn.Conv2d(32, 64, 3, groups=2), "conv2d"),
-        (nn.Conv2d(32, 32, 3, groups=32), "depthwise"),
-        (nn.Conv2d(32, 64, 3, groups=32), "conv2d"),
-        (nn.Conv2d(32, 48, 1, groups=16), "conv2d"),
-        (nn.Conv2d(32, 16, 3, groups=2), "conv2d"),
-        (nn.Conv2d(32, 40, 3, groups=4), "conv2d"),
-    ],
-)
-def test_groups(layer: nn.Conv2d, family: str) -> None:
-    module = net(lambda s, x: s.c(x), c=layer)
-    assert planned(module, (32, 6, 7)).splitlines()[1].split(" ")[0] == family
-    for batch in (1, 3):
-        check(module, (32, 6, 7), batch=batch)
+_GROUPED = {
+    "32 32 8": "conv2d",
+    "32 64 2": "conv2d",
+    "32 32 32": "depthwise",
+    "32 64 32": "conv2d",
+    "32 48 16": "conv2d",
+    "32 16 2": "conv2d",
+    "32 40 4": "conv2d",
+    "20 20 20": "depthwise",
+    "20 40 20": "conv2d",
+    "20 20 5": "conv2d",
+    "50 50 50": "depthwise",
+    "6 4 2": "conv2d",
+    "1 3 1": "conv2d",
+    "2 2 2": "depthwise",
+}
+"""Family of the kernel by channels, filters and groups."""
 
 
-@pytest.mark.parametrize(
-    ("channels", "filters", "groups"),
-    [(20, 20, 20), (20, 40, 20), (20, 20, 5), (50, 50, 50), (6, 4, 2), (1, 3, 1), (2, 2, 2)],
-)
-def test_ragged_groups(channels: int, filters: int, groups: int) -> None:
-    layer = nn.Conv2d(channels, filters, 3, padding=1, groups=groups)
-    check(net(lambda s, x: s.c(x).sigmoid(), c=layer), (channels, 5, 6))
+@pytest.mark.parametrize("batch", [1, 3])
+def test_groups(batch: int) -> None:
+    layers = nn.ModuleList()
+    for sizes in _GROUPED:
+        channels, filters, groups = (int(size) for size in sizes.split())
+        layers.append(nn.Conv2d(channels, filters, 3, padding=1, groups=groups))
+    module = net(
+        lambda s, x: tuple(layer(x[:, : layer.in_channels]).sigmoid() for layer in s.layers),
+        layers=layers,
+    )
+    families = [line.split(" ")[0] for line in planned(module, (50, 5, 6), batch=batch).split("\n")]
+    found = [family for family in families if family in ("conv2d", "depthwise")]
+    assert found == list(_GROUPED.values())
+    check(module, (50, 5, 6), batch=batch)
 
 
 def test_groups_are_joined_to_whole_blocks() -> None:
@@ -263,7 +270,7 @@ def test_small_work_is_not_split() -> None:
 @pytest.mark.parametrize("arch", ["x86-64-v2", "x86-64-v3", "native"])
 def test_architectures(arch: str) -> None:
     module = net(
-        lambda s, x: s.l(s.d(s.c(x).relu()).silu().flatten(1)).softmax(1),
+        lambda s, x: s.l(functional.silu(s.d(s.c(x).relu())).flatten(1)).softmax(1),
         c=nn.Conv2d(3, 32, 3, padding=1),
         d=nn.Conv2d(32, 32, 3, groups=32),
         l=nn.Linear(32 * 36, 10),

@@ -1,0 +1,108 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from harness import zig
+from small_nets import net, plan_of
+from torch import Tensor, nn
+
+from shohin.backends.tvm.csource import SourceNames, supports_dtype, write_source
+from shohin.backends.tvm.link import RUNTIME
+from shohin.backends.tvm.lowering.operations import Value
+from shohin.backends.tvm.lowering.plan import Plan
+
+
+def _plan() -> Plan:
+    def function(s: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = s.l(x)
+        return y, y.softmax(1).tanh()
+
+    return plan_of(net(function, l=nn.Linear(4, 5)), (4,))
+
+
+def _source(plan: Plan, batch: int = 2) -> str:
+    symbols = tuple(f"net_k{i}" for i in range(len(plan.calls)))
+    names = SourceNames("net", symbols, ("x",), ("y", "z"))
+    return write_source(plan, names, {"name": 'a "quoted" é\n'}, "00ff", batch)
+
+
+def test_steps() -> None:
+    text = _source(_plan())
+    assert "extern int net_k0(void *, void *, void *, void *, int32_t, int32_t);\n" in text
+    assert (
+        "static void step_0(const shohin_frame *frame, int32_t begin, int32_t end) {\n"
+        "    (void)frame;\n"
+        "    net_k0((void *)((const char *)frame->inputs[0] + 0), "
+        "(void *)(frame->constants + 0), (void *)(frame->constants + 256), "
+        "(void *)((char *)frame->outputs[0] + 0), begin, end);\n"
+        "}\n"
+    ) in text
+    assert '    {step_0, 1, 1, "l: linear 4->5"},\n' in text
+
+
+def test_model() -> None:
+    plan = _plan()
+    text = _source(plan)
+    for line in (
+        "/* sha256 00ff */",
+        '"net_constants:\\n"',
+        "static const int64_t input_shape_0[] = {2, 4};",
+        '{"z", SHOHIN_FLOAT32, 2, output_shape_1, 40},',
+        "static const size_t output_alignment[] = {64, 64};",
+        f".arena_bytes = {plan.arena_bytes},",
+        f".constant_bytes = {plan.constants.size},",
+        ".step_count = 3,",
+        ".batch = 2,",
+        "SHOHIN_DEFINE_MODEL(net, model);",
+    ):
+        assert line in text
+    assert r'.metadata = "{\"name\": \"a \\\"quoted\\\" \\u00e9\\n\"}",' in text
+
+
+def test_a_shared_kernel_is_declared_once() -> None:
+    plan = plan_of(net(lambda s, x: s.l(s.l(x)), l=nn.Linear(4, 4)), (4,))
+    names = SourceNames("net", ("net_k0", "net_k0"), ("x",), ("y",))
+    assert write_source(plan, names, {}, "", 1).count("extern int net_k0(") == 1
+
+
+def _compile(text: str, folder: Path) -> None:
+    (folder / "model.c").write_text(text)
+    (folder / "constants.bin").write_bytes(bytes(4096))
+    flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{RUNTIME}"]
+    zig(["cc", *flags, "-c", "model.c", "-o", "model.o"], folder)
+
+
+def test_it_is_c_without_a_warning(tmp_path: Path) -> None:
+    _compile(_source(_plan()), tmp_path)
+
+
+_SURROGATES = "JSON writes them as two escapes, which C refuses"
+_TRIGRAPHS = "only the first two of three question marks are kept apart"
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        "日本",
+        'a"b\\c',
+        "what??/",
+        "tab\tline\nend",
+        "",
+        pytest.param("\N{PINE DECORATION}", marks=pytest.mark.xfail(reason=_SURROGATES)),
+        pytest.param("???/", marks=pytest.mark.xfail(reason=_TRIGRAPHS)),
+    ],
+)
+def test_labels_of_any_text(label: str, tmp_path: Path) -> None:
+    plan = plan_of(net(lambda s, x: s.l(x), l=nn.Linear(4, 5)), (4,))
+    plan.calls[0] = replace(plan.calls[0], label=label)
+    names = SourceNames("net", ("net_k0",), ("x",), ("y",))
+    _compile(write_source(plan, names, {}, "", 1), tmp_path)
+    assert label.encode() + b"\0" in (tmp_path / "model.o").read_bytes()
+
+
+def test_element_types() -> None:
+    assert supports_dtype(Value("x", (1,), torch.float16))
+    assert supports_dtype(Value("x", (1,), torch.bool))
+    assert not supports_dtype(Value("x", (1,), torch.complex64))
+    assert not supports_dtype(Value("x", (1,), torch.bfloat16))
