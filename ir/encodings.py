@@ -19,6 +19,14 @@ import torch
 from torch import Tensor
 
 from shohin.errors import ArtifactError, SpecError, near_name_hint
+from shohin.ir.gaps import (
+    MOST_BITS,
+    best_gap_bits,
+    count_codes,
+    gaps_of,
+    pack_gaps,
+    unpack_gaps,
+)
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
@@ -156,8 +164,8 @@ class Dense(Encoding):
 class Sparse(Encoding):
     """Only the elements under a mask are stored, with their positions.
 
-    The stored form is the relative index of Deep Compression (arXiv 1510.00149, section 2): the
-    gap to the previous non-zero in `gap_bits` bits; a gap beyond the span stores a filler zero.
+    The stored form is the relative index of Deep Compression: the gap to the previous non-zero
+    in `gap_bits` bits, with fillers for longer gaps (see `shohin.ir.gaps`).
 
     Attributes:
         mask: bool tensor of the weight's shape, true where an element is kept.
@@ -175,19 +183,20 @@ class Sparse(Encoding):
             raise SpecError("sparse mask", f"expected bool, got {self.mask.dtype}")
         if self.values.shape != (kept,):
             raise SpecError("sparse values", f"expected shape ({kept},), got {self.values.shape}")
-        if not 1 <= self.gap_bits <= 16:
+        if not 1 <= self.gap_bits <= MOST_BITS:
             raise SpecError("sparse gap_bits", f"expected 1 to 16, got {self.gap_bits}")
 
     @classmethod
-    def from_dense(cls, weight: Tensor, mask: Tensor, gap_bits: int = 8) -> "Sparse":
+    def from_dense(cls, weight: Tensor, mask: Tensor, gap_bits: int | None = None) -> "Sparse":
         """Encode a weight whose elements outside the mask are zero.
 
         Args:
             weight: dense tensor, already zero outside the mask.
             mask: bool tensor of the same shape.
-            gap_bits: width of a stored gap.
+            gap_bits: width of a stored gap; None for the width that needs the fewest bits.
         """
-        return cls(mask, Dense(weight.detach()[mask].clone()), gap_bits)
+        width = best_gap_bits(mask) if gap_bits is None else gap_bits
+        return cls(mask, Dense(weight.detach()[mask].clone()), width)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -210,20 +219,13 @@ class Sparse(Encoding):
         dense[self.mask] = self.values.materialise()
         return dense
 
-    def fillers(self) -> int:
-        """Number of filler zeros that gaps beyond the span need."""
-        kept = torch.nonzero(self.mask.flatten()).flatten()
-        if kept.numel() == 0:
-            return 0
-        gaps = torch.diff(kept, prepend=torch.tensor([-1])) - 1
-        return int((gaps // (1 << self.gap_bits)).sum())
+    def codes(self) -> int:
+        """Number of stored gaps, fillers included."""
+        return count_codes(gaps_of(self.mask), self.gap_bits)
 
     def stored_bytes(self) -> int:
-        """Kept values, their gaps, and a filler value with its gap where a gap is too long."""
-        kept, fillers = self.values.parameters(), self.fillers()
-        filler_bytes = -(-self.values.stored_bytes() * fillers // max(1, kept))
-        gap_bytes = -(-(kept + fillers) * self.gap_bits // 8)
-        return self.values.stored_bytes() + filler_bytes + gap_bytes
+        """Kept values and gaps, fillers included."""
+        return self.values.stored_bytes() + -(-self.codes() * self.gap_bits // 8)
 
     def describe(self) -> str:
         """``sparse 10.0%``, followed by how the values are stored unless they are dense."""
@@ -231,12 +233,12 @@ class Sparse(Encoding):
         return f"sparse {100 * self.density:.1f}%{inner}"
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """The mask."""
-        return {"mask": self.mask}
+        """The gaps."""
+        return {"gaps": pack_gaps(self.mask, self.gap_bits)}
 
     def attributes(self) -> Mapping[str, Json]:
-        """The width of a gap."""
-        return {"gap_bits": self.gap_bits}
+        """The shape, and the width and number of the gaps."""
+        return {"gap_bits": self.gap_bits, "codes": self.codes(), "shape": list(self.shape)}
 
     def children(self) -> Mapping[str, Encoding]:
         """The encoding of the kept values."""
@@ -249,8 +251,13 @@ class Sparse(Encoding):
         attributes: Mapping[str, Json],
         children: Mapping[str, Encoding],
     ) -> "Sparse":
-        """Rebuild from the mask, the gap width and the values."""
-        return cls(tensors["mask"], children["values"], int(str(attributes["gap_bits"])))
+        """Rebuild from the gaps and the values."""
+        bits, codes = (int(str(attributes[name])) for name in ("gap_bits", "codes"))
+        sizes = attributes["shape"]
+        if not isinstance(sizes, list) or not 1 <= bits <= MOST_BITS:
+            raise SpecError("sparse", f"malformed attributes {dict(attributes)}")
+        shape = tuple(int(str(size)) for size in sizes)
+        return cls(unpack_gaps(tensors["gaps"], bits, codes, shape), children["values"], bits)
 
 
 def same_bits(one: Tensor, two: Tensor) -> bool:

@@ -78,7 +78,9 @@ def save_program(program: Program, path: _Path, extra: Mapping[str, Json] | None
         "extra": added,
     }
     with atomic_path(path) as temporary:
+        mode = temporary.stat().st_mode
         safetensors.torch.save_file(tensors, temporary, {FORMAT: _canonical(header)})
+        temporary.chmod(mode)
 
 
 def load_program(path: _Path) -> Program:

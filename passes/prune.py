@@ -100,11 +100,10 @@ def _prune(
     if not context.allows(node.name):
         context.skipped(node, Reason.EXCLUDED_BY_OPTION, f"{name} may not be changed")
         return None
-    gap_bits = held.gap_bits if isinstance(held, Sparse) else Sparse.gap_bits
     cost_before = context.analyses.get(cost, program).nodes[node.name]
     with torch.no_grad():
         weight.masked_fill_(~mask, 0.0)
-    encoding = Sparse.from_dense(weight, mask, gap_bits)
+    encoding = Sparse.from_dense(weight, mask)
     context.changed(
         node,
         "pruned",

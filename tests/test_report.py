@@ -141,7 +141,7 @@ def test_figures_that_are_not_finite_become_texts(report) -> None:
 
 def test_tables() -> None:
     grid = Grid("Title", ("name", ">figure"), (("a|b", "1"), ("[c]", "22")), ("sum", "23"))
-    assert render([grid.rich()], 80).splitlines() == [
+    assert render([grid], 80).splitlines() == [
         "Title",
         "name   figure",
         "─────────────",
@@ -157,6 +157,17 @@ def test_tables() -> None:
         "| [c] | 22 |",
         "| sum | 23 |",
     ]
+
+
+def test_wide_tables_lose_their_optional_columns() -> None:
+    rows = (("a" * 20, "b" * 20, "c" * 20),)
+    grid = Grid("", ("x", "y", ">z"), rows, ("1", "2", "3"), optional=("y", ">z"))
+    assert grid.width() == 66
+    assert grid.fit(66).columns == ("x", "y", ">z")
+    assert grid.fit(65).columns == ("x", ">z")
+    assert grid.fit(42).footer == ("1",)
+    assert grid.fit(3).columns == ("x",)
+    assert all(len(line) <= 50 for line in render([grid], 50).splitlines())
 
 
 def test_small_texts() -> None:

@@ -107,7 +107,7 @@ def layer_grid(program: Program) -> Grid:
         f"{totals.stored_bytes:,}",
     )
     columns = ("layer", "kind", "shape", "encoding", ">parameters", ">MACs", ">bytes")
-    return Grid("", columns, rows, footer)
+    return Grid("", columns, rows, footer, ("kind", "shape", ">MACs"))
 
 
 def _totals(costs: Cost) -> Totals:

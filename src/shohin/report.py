@@ -118,7 +118,7 @@ class Report:
         yield Text(f"{self.name}: {self.pipeline}", style="bold")
         for grid in self.grids():
             yield ""
-            yield grid.rich()
+            yield grid
             if grid.title == _LAYERS and self.removed():
                 yield Text(f"removed: {_enumerate(self.removed())}")
 
@@ -198,7 +198,8 @@ class Report:
     def _layer_grid(self) -> Grid:
         heads = ("layer", "shape", "encoding", ">parameters", ">MACs", ">bytes", ">smaller")
         rows = (_layer_row(layer.before, layer.after) for layer in self.layers if layer.after)
-        return Grid(_LAYERS, heads, tuple(rows))
+        optional = ("shape", ">MACs", ">parameters")
+        return Grid(_LAYERS, heads, tuple(rows), optional=optional)
 
     def _pass_grid(self) -> Grid:
         drifts = any(row.drift for row in self.passes)
@@ -207,7 +208,8 @@ class Report:
         return Grid("Passes", (*heads, *((">drift", ">in total") if drifts else ())), tuple(rows))
 
     def _skipped_grid(self) -> Grid:
-        return Grid("Left as they are", ("pass", "reason", "where", "why"), _skipped_rows(self))
+        heads = ("pass", "reason", "where", "why")
+        return Grid("Left as they are", heads, _skipped_rows(self))
 
 
 def pair_layers(before: Sequence[Layer], after: Sequence[Layer]) -> tuple[LayerChange, ...]:

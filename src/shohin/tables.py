@@ -2,34 +2,59 @@
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich import box
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 ARROW = "→"
+_GAP = 3
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of texts.
+    """A table of texts, which a rich console can print.
 
     Attributes:
         title: a line above it.
         columns: heads of the columns; one that starts with ``>`` is aligned to the right.
         rows: texts of the cells, row by row.
         footer: texts of a last row, empty for none.
+        optional: heads of columns to leave out, in this order, where the table is too wide.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     footer: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
-    def rich(self) -> Table:
-        """The table for a rich console."""
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.fit(options.max_width)._table()
+
+    def width(self) -> int:
+        """Columns of a terminal that it takes when nothing is wrapped."""
+        rows = [[head.lstrip(">") for head in self.columns], *self.rows]
+        rows += [self.footer] if self.footer else []
+        widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+        return sum(widths) + _GAP * (len(widths) - 1)
+
+    def fit(self, width: int) -> "Grid":
+        """The table without as many of its optional columns as make it fit a width."""
+        if self.width() <= width or not self.optional:
+            return self
+        name, *rest = self.optional
+        return replace(self._without(self.columns.index(name)), optional=tuple(rest)).fit(width)
+
+    def _without(self, index: int) -> "Grid":
+        rows = tuple((*row[:index], *row[index + 1 :]) for row in self.rows)
+        columns = (*self.columns[:index], *self.columns[index + 1 :])
+        footer = (*self.footer[:index], *self.footer[index + 1 :])
+        return replace(self, columns=columns, rows=rows, footer=footer)
+
+    def _table(self) -> Table:
         table = Table(
             title=Text(self.title) if self.title else None,
             title_justify="left",

@@ -52,11 +52,11 @@ def count_stored(flags: list[bool], gap_bits: int) -> int:
     for kept in flags:
         if kept:
             entries, zeros, pending = entries + pending + 1, 0, 0
-        elif zeros == (1 << gap_bits) - 1:
-            zeros, pending = 0, pending + 1
         else:
             zeros += 1
-    return 4 * entries + math.ceil(entries * gap_bits / 8)
+            if zeros == (1 << gap_bits) - 1:
+                zeros, pending = 0, pending + 1
+    return 4 * sum(flags) + math.ceil(entries * gap_bits / 8)
 
 
 @SETTINGS

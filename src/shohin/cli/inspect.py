@@ -87,7 +87,7 @@ def _inspect_program(program: "Program", file: str, as_json: bool) -> None:
         layers = [asdict(layer) for layer in layers_of(program)]
         show_json({**described, "totals": asdict(totals_of(program)), "layers": layers})
         return
-    show(lines(_facts(described)), "", layer_grid(program).rich())
+    show(lines(_facts(described)), "", layer_grid(program))
     show(f"peak activation memory at batch 1: {totals_of(program).peak_memory_bytes:,} bytes")
 
 
@@ -104,7 +104,7 @@ def _inspect_binary(file: str, steps: bool, as_json: bool) -> None:
         return
     show(lines(_facts(described)))
     if steps:
-        show("", _step_grid(timed).rich())
+        show("", _step_grid(timed))
 
 
 def _inspect_executable(file: str, as_json: bool) -> None:
@@ -162,7 +162,8 @@ def _step_grid(steps: list[dict[str, Any]]) -> "Grid":
         for index, step in enumerate(steps)
     )
     heads = (">", "step", "kernel", ">ms", ">share", ">GFLOP/s")
-    return Grid("Steps", heads, rows, ("", "total", "", f"{total:.4f}", "", ""))
+    footer = ("", "total", "", f"{total:.4f}", "", "")
+    return Grid("Steps", heads, rows, footer, ("kernel", ">share"))
 
 
 def _speed(step: dict[str, Any]) -> str:

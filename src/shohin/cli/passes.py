@@ -57,7 +57,7 @@ def _show_pass(described: "PassDescription") -> None:
         for option in described.options
     )
     if rows:
-        show("", Grid("", ("option", "type", "default"), rows).rich())
+        show("", Grid("", ("option", "type", "default"), rows))
 
 
 def _plain(described: "PassDescription") -> dict[str, Any]:

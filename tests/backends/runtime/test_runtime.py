@@ -351,7 +351,7 @@ def test_unsplit_model_starts_no_thread(library: ctypes.CDLL) -> None:
     before = len(os.listdir("/proc/self/task"))
     model = Model(library, "gate")
     instance = model.create(8)
-    assert len(os.listdir("/proc/self/task")) == before
+    assert len(os.listdir("/proc/self/task")) <= before
     model.call("destroy", instance)
 
 

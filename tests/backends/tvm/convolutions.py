@@ -74,9 +74,8 @@ def check_convolution(library: KernelLibrary, kernel: Conv2d | DepthwiseConv2d) 
         terms=weight[0].size,
     )
     expected = apply_steps(kernel.steps, expected_sums, [wide(array) for array in operands])
-    dense = isinstance(kernel, Conv2d)
     plain = isinstance(kernel, Conv2d) and kernel.plain_input
-    packed = pack_filters(weight, kernel) if dense else pack_depthwise(weight)
+    packed = pack_filters(weight, kernel) if isinstance(kernel, Conv2d) else pack_depthwise(weight)
     found = library.run(
         kernel,
         [x if plain else to_blocked(x), packed, bias, *(blocked_operand(o) for o in operands)],
@@ -84,9 +83,9 @@ def check_convolution(library: KernelLibrary, kernel: Conv2d | DepthwiseConv2d) 
     expected.check(to_plain(found, filters))
 
 
-def pack_filters(weight: Array, kernel: "Conv2d | DepthwiseConv2d") -> Array:
+def pack_filters(weight: Array, kernel: Conv2d) -> Array:
     """``[O, C, KH, KW]`` to ``[O/NR, C/16, KH, KW, 16, NR]``, element by element."""
-    tiles, input_blocks, rows, columns, lanes, nr = kernel.weight_shape()
+    tiles, input_blocks, _, _, lanes, nr = kernel.weight_shape()
     packed = np.empty(kernel.weight_shape(), np.float32)
     for tile in range(tiles):
         for block in range(input_blocks):

@@ -12,8 +12,9 @@ import mmap
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shohin.backends.tvm.kernels.emit import LANES, Kernel
-from shohin.backends.tvm.kernels.epilogue import Step
+from shohin.backends.tvm.kernels.epilogue import OperandKind, Step
 from shohin.backends.tvm.objects import emit_object
 from shohin.backends.tvm.target import CpuTarget
 
@@ -118,7 +119,7 @@ class KernelLibrary:
         extent = kernel.extent
         cuts = [0, extent // 3, extent - extent // 3, extent]
         _call(function, [*given, whole], 0, extent)
-        for begin, end in zip(cuts, cuts[1:], strict=False):
+        for begin, end in pairwise(cuts):
             _call(function, [*given, parts], begin, end)
         names = [*(p.name for p in parameters), f"{result.name} (whole)", f"{result.name} (parts)"]
         for name, guarded in zip(names, [*given, whole, parts], strict=True):
@@ -206,7 +207,7 @@ def sum_of_products(exact: Tensor, magnitude: Tensor, terms: int) -> Bounded:
 _SLOPES = {"gelu": 1.13, "gelu-tanh": 1.13, "silu": 1.1, "hard-swish": 1.5}
 """Largest slope of the functions that have one above 1."""
 
-_UNARY = {
+_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "sigmoid": torch.sigmoid,
     "silu": functional.silu,
@@ -218,7 +219,7 @@ _UNARY = {
     "negate": torch.neg,
     "abs": torch.abs,
 }
-_BINARY = {
+_BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "add": torch.add,
     "subtract": torch.sub,
     "subtract-from": lambda x, y: y - x,
@@ -238,9 +239,8 @@ UNARY_STEPS = (
 SCALAR_STEPS = tuple(Step(f"{kind}-scalar", (0.625,)) for kind in _BINARY)
 """Every kind of step with a number."""
 
-OPERAND_STEPS = tuple(
-    Step(kind, operand=operand) for kind in _BINARY for operand in ("full", "channel")
-)  # type: ignore[arg-type]
+_OPERANDS: tuple[OperandKind, ...] = ("full", "channel")
+OPERAND_STEPS = tuple(Step(kind, operand=operand) for kind in _BINARY for operand in _OPERANDS)
 """Every kind of step with a second array."""
 
 ALL_STEPS = (*UNARY_STEPS, *SCALAR_STEPS, *OPERAND_STEPS)
@@ -260,15 +260,13 @@ def apply_steps(steps: Sequence[Step], start: Bounded, operands: Sequence[Tensor
     remaining = iter(operands)
     exact, bound = start.exact, start.bound
     for step in steps:
-        operand: Tensor | float | None = None
-        if step.operand != "none":
-            operand = next(remaining)
+        operand = next(remaining) if step.operand != "none" else None
         exact, bound = _apply_step(step, exact, bound, operand)
     return Bounded(exact, bound)
 
 
 def _apply_step(
-    step: Step, x: Tensor, bound: Tensor, operand: Tensor | float | None
+    step: Step, x: Tensor, bound: Tensor, operand: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if step.kind in _UNARY:
         y = _UNARY[step.kind](x)
@@ -281,8 +279,8 @@ def _apply_step(
         return functional.elu(x, step.constants[0]), bound + 1e-6
     kind = step.kind.removesuffix("-scalar")
     other = torch.tensor(step.constants[0], dtype=x.dtype) if operand is None else operand
-    y = _BINARY[kind](x, torch.as_tensor(other).expand_as(x))
-    grown = bound * torch.as_tensor(other).abs() if kind == "multiply" else bound
+    y = _BINARY[kind](x, other.expand_as(x))
+    grown = bound * other.abs() if kind == "multiply" else bound
     return y, grown + 2 * EPS * (y.abs() + bound)
 
 

@@ -161,7 +161,7 @@ def test_the_shared_library_exports_its_interface_alone(binary: Binary, tmp_path
     if done.returncode:
         pytest.skip("nm is not installed")
     symbols = {line.split()[-1] for line in done.stdout.splitlines()}
-    functions = "info create run profile step_label destroy status_text".split()
+    functions = ["info", "create", "run", "profile", "step_label", "destroy", "status_text"]
     assert symbols == {f"net_{name}" for name in functions}
 
 

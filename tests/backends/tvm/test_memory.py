@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from harness import Array
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,16 +70,16 @@ def test_touch_widens_a_life() -> None:
 
 def test_constants_are_aligned_and_kept_once(tmp_path: Path) -> None:
     constants = ConstantFile(tmp_path / "constants.bin")
-    arrays = [
+    arrays: list[Array] = [
         np.arange(3, dtype=np.float32),
         np.arange(5, dtype=np.int64),
         np.ones((2, 40), np.float32),
-        np.float32(7).reshape(()),
+        np.array(7, np.float32),
         np.zeros(1, np.uint8),
     ]
     places = [constants.add(array.view) for array in arrays]
     again = [constants.add(array.copy) for array in arrays]
-    content = constants.path.read_bytes()
+    content = (tmp_path / "constants.bin").read_bytes()
     assert len(content) == constants.size
     for array, place, other in zip(arrays, places, again, strict=True):
         start = place.buffer.offset
@@ -100,7 +101,7 @@ def test_a_transposed_constant_is_written_row_by_row(tmp_path: Path) -> None:
     array = np.arange(6, dtype=np.float32).reshape(2, 3).T
     constants.add(lambda: array)
     expected = np.ascontiguousarray(array).tobytes()
-    assert constants.path.read_bytes() == expected
+    assert (tmp_path / "constants.bin").read_bytes() == expected
 
 
 def test_an_empty_constant(tmp_path: Path) -> None:

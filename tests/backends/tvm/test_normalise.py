@@ -67,19 +67,19 @@ def test_layer_norm(
     given = [weight, bias] if affine else []
     found = library.run(LayerNorm(*shape, _EPSILON, affine), [x, *given])
     wide = torch.from_numpy(x).double()
-    numbers = [torch.from_numpy(array).double() for array in given] or [None, None]
-    exact = functional.layer_norm(wide, (shape[1],), *numbers, _EPSILON)
+    plain = functional.layer_norm(wide, (shape[1],), eps=_EPSILON)
+    gain, shift = (torch.from_numpy(array).double() for array in (weight, bias))
+    exact = plain * gain + shift if affine else plain
     # The mean is off by half an eps of the magnitude for each addition (16 lanes in parallel,
     # 16 more to join them and the tail), and so is x - mean; divided by the deviation that is the
     # error of a result, which the variance's own relative error adds to.
     additions = shape[1] // 16 + 32
     centre = EPS / 2 * (additions + 2) * wide.abs().amax(1, True)
     deviation = (wide.var(1, unbiased=False, keepdim=True) + _EPSILON).sqrt()
-    plain = functional.layer_norm(wide, (shape[1],), None, None, _EPSILON)
     off = centre / deviation
     bound = off * (1 + plain.abs()) + off**2 * plain.abs() + EPS * (additions + 4) * plain.abs()
     if affine:
-        bound = bound * numbers[0].abs() + 2 * EPS * exact.abs() + EPS * numbers[1].abs()
+        bound = bound * gain.abs() + 2 * EPS * exact.abs() + EPS * shift.abs()
     Bounded(exact, bound + 1e-30).check(found)
 
 

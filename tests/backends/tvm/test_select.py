@@ -266,8 +266,8 @@ def test_parts_of_a_result() -> None:
     def parts(s: Any, x: Tensor) -> tuple[Tensor, ...]:
         return (
             torch.add(*x.chunk(2, 1)),
-            torch.cat([s.c(part).relu() for part in x.relu().split(16, 1)], 1),
-            x.split(16, 1)[1] + 1,
+            torch.cat([s.c(part).relu() for part in x.relu().chunk(2, 1)], 1),
+            torch.split(x, [20, 12], 1)[1] + 1,
             x.max(1)[0],
             x.unbind(1)[3] * 2,
             s.c(x.chunk(2, 1)[0]).chunk(2, 1)[1].flatten(1),

@@ -12,7 +12,7 @@ from shohin.backends.tvm.target import CpuTarget
 from shohin.ir.capture import capture
 from shohin.ir.program import Program
 from shohin.passes.base import Context
-from shohin.passes.fold_bn import FoldBn
+from shohin.passes.fold_bn import FoldBatchNorm
 
 _CNNS = (
     "lenet-5",
@@ -32,7 +32,7 @@ _NAMES = [*_CNNS, *(pytest.param(name, marks=_NEEDS_REGIONS) for name in _TRANSF
 def _program(model: nn.Module, name: str) -> Program:
     """The captured model with batch normalisations folded."""
     program = capture(model, zoo.example_inputs(name, 2), name=name)
-    folded = FoldBn()
+    folded = FoldBatchNorm()
     return folded.run(program.copy(), Context(pass_name=folded.name)).program
 
 
@@ -70,7 +70,7 @@ def test_pretrained_nets_see_what_pytorch_sees(name: str, count: int) -> None:
     assert len(images) == count
     binary = compile_program(_program(model, name), CpuTarget(threads=2), 32)
     with torch.no_grad():
-        expected = torch.cat([model(part).argmax(1) for part in images.split(500)])
+        expected = torch.cat([model(part).argmax(1) for part in torch.split(images, 500)])
     found = _classes(binary, images)
     assert torch.equal(found, expected)
     assert (found == labels).float().mean() > 0.9

@@ -1,0 +1,74 @@
+"""Positions of the non-zeros as gaps of a few bits (Deep Compression, arXiv 1510.00149, section 2).
+
+A code of `b` bits below ``2**b - 1`` is the number of zeros before the next non-zero; the code
+``2**b - 1`` stands for so many zeros with no non-zero after them. The paper stores a zero weight
+with that code; the code alone says as much. With one bit, the codes are a bitmap.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shohin.errors import SpecError
+
+MOST_BITS = 16
+
+
+def gaps_of(mask: Tensor) -> NDArray[np.int64]:
+    """Zeros before each non-zero of a bool tensor, in row-major order."""
+    kept = np.flatnonzero(mask.reshape(-1).numpy())
+    return np.diff(kept, prepend=-1) - 1
+
+
+def count_codes(gaps: NDArray[np.int64], bits: int) -> int:
+    """Number of codes that gaps need."""
+    return int(gaps.size + (gaps // _span(bits)).sum())
+
+
+def best_gap_bits(mask: Tensor) -> int:
+    """The width that stores a mask in the fewest bits."""
+    gaps = gaps_of(mask)
+    return min(range(1, MOST_BITS + 1), key=lambda bits: (bits * count_codes(gaps, bits), bits))
+
+
+def pack_gaps(mask: Tensor, bits: int) -> Tensor:
+    """The codes of a mask as bytes, lowest bit first."""
+    gaps = gaps_of(mask)
+    span = _span(bits)
+    skips = gaps // span
+    codes = np.full(gaps.size + int(skips.sum()), span, np.uint16)
+    codes[np.cumsum(skips + 1) - 1] = gaps - skips * span
+    planes = (codes[:, None] >> np.arange(bits, dtype=np.uint16)) & 1
+    packed = np.packbits(planes.astype(np.uint8).reshape(-1), bitorder="little")
+    return torch.from_numpy(packed)
+
+
+def unpack_gaps(packed: Tensor, bits: int, codes: int, shape: tuple[int, ...]) -> Tensor:
+    """The mask that codes stand for.
+
+    Args:
+        packed: what `pack_gaps` gave.
+        bits: width of a code.
+        codes: number of codes.
+        shape: shape of the mask.
+
+    Raises:
+        SpecError: when the codes are too few, or point outside of the mask.
+    """
+    mask = torch.zeros(shape, dtype=torch.bool)
+    if packed.numel() * 8 < codes * bits:
+        raise SpecError("sparse gaps", f"expected {codes} codes of {bits} bits, found fewer")
+    planes = np.unpackbits(packed.numpy(), count=codes * bits, bitorder="little")
+    weights = 1 << np.arange(bits, dtype=np.int64)
+    values = planes.reshape(codes, bits).astype(np.int64) @ weights
+    skips = values == _span(bits)
+    kept = (np.cumsum(np.where(skips, values, values + 1)) - 1)[~skips]
+    if kept.size and kept[-1] >= mask.numel():
+        raise SpecError("sparse gaps", f"expected positions below {mask.numel()}, got {kept[-1]}")
+    mask.view(-1)[torch.from_numpy(kept)] = True
+    return mask
+
+
+def _span(bits: int) -> int:
+    return (1 << bits) - 1
