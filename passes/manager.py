@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from shohin.errors import PassError, VerifyError
+from shohin.errors import PassError, ShohinError, SpecError, VerifyError
 from shohin.ir.program import Fact, Program
 from shohin.passes.base import Context, Pass, PassResult
 from shohin.passes.instruments.base import (
@@ -182,7 +182,9 @@ def _preserved(event: PassEvent, outcome: PassResult) -> frozenset[str]:
     return event.current.preserves_analyses if outcome.modified else event.context.analyses.names()
 
 
-def _failure(event: PassEvent, error: Exception) -> PassError:
+def _failure(event: PassEvent, error: Exception) -> ShohinError:
+    if isinstance(error, SpecError):
+        return SpecError(_label(event.passes, event.index), str(error))
     before = ", ".join(event.program.history)
     problem = f"raised {type(error).__name__}: {error}"
     if isinstance(error, VerifyError):

@@ -65,7 +65,7 @@ def test_text(report) -> None:
     assert lines[0] == "tied: fold-bn, prune{density=0.25 scope=global}"
     assert all(line == line.rstrip() and len(line) <= 120 for line in lines)
     (stored,) = (line.split() for line in lines if line.startswith("stored bytes"))
-    assert stored == ["stored", "bytes", "192", "93", "2.06x"]
+    assert stored == ["stored", "bytes", "192", "88", "2.18x"]
     assert any(line.startswith("evaluation") for line in lines)
     assert "dense → sparse 25.0%" in text
     assert "2.1e+" not in text

@@ -124,11 +124,16 @@ def _step(call: KernelCall) -> StepInfo:
 
 
 def _unique(names: list[str]) -> tuple[str, ...]:
-    seen: dict[str, int] = {}
-    unique = []
+    """The names, numbered where one comes again or is taken."""
+    taken = set(names)
+    unique: list[str] = []
     for name in names:
-        seen[name] = seen.get(name, -1) + 1
-        unique.append(f"{name}_{seen[name]}" if seen[name] else name)
+        number = 0
+        candidate = name
+        while candidate in unique or (number and candidate in taken):
+            number += 1
+            candidate = f"{name}_{number}"
+        unique.append(candidate)
     return tuple(unique)
 
 

@@ -164,5 +164,11 @@ def _model(plan: Plan, names: SourceNames, metadata: dict[str, Json], batch: int
 
 
 def _text(text: str) -> str:
-    """A C string literal; JSON's escapes are C's for ASCII text."""
-    return json.dumps(text, ensure_ascii=True).replace("??", "?\\?")
+    """A C string literal in UTF-8, every byte that is not a plain character escaped."""
+    return '"' + "".join(_escape(byte) for byte in text.encode()) + '"'
+
+
+def _escape(byte: int) -> str:
+    if chr(byte) in '"\\?':
+        return "\\" + chr(byte)
+    return chr(byte) if 32 <= byte < 127 else f"\\{byte:03o}"

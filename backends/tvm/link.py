@@ -18,6 +18,17 @@ Form = Literal["shared", "static", "object", "executable"]
 SUFFIXES: dict[str, Form] = {".so": "shared", ".a": "static", ".o": "object", "": "executable"}
 """Form of a binary by the ending of its file's name."""
 
+PUBLIC_FUNCTIONS = (
+    "info",
+    "create",
+    "run",
+    "profile",
+    "step_label",
+    "destroy",
+    "status_text",
+)
+"""What ``SHOHIN_DECLARE_MODEL`` declares, without the model's name."""
+
 RUNTIME = Path(__file__).parent / "runtime"
 
 _SHARED_TRIPLE = "x86_64-linux-gnu.2.17"
@@ -55,7 +66,7 @@ def form_of(path: Path) -> Form:
     Raises:
         ArtifactError: when its ending is none that a binary can have.
     """
-    suffix = path.suffix if path.suffix in SUFFIXES or path.suffix != ".exe" else ""
+    suffix = "" if path.suffix == ".exe" else path.suffix
     if suffix not in SUFFIXES:
         raise ArtifactError(
             str(path),
@@ -100,8 +111,15 @@ def _objects(parts: Parts) -> list[str]:
 
 def _link_shared(parts: Parts, output: Path) -> None:
     objects = _objects(parts)
-    flags = ["-shared", "-s", "-pthread", "-lm"]
+    (parts.folder / "exports.map").write_text(_exports(parts.name))
+    flags = ["-shared", "-s", "-pthread", "-lm", "-Wl,--version-script=exports.map"]
     _zig(parts, ["cc", "-target", _SHARED_TRIPLE, *objects, *flags, "-o", str(output)])
+
+
+def _exports(name: str) -> str:
+    """A version script that exports the public functions alone: kernels cannot be hidden in TVM."""
+    functions = " ".join(f"{name}_{function};" for function in PUBLIC_FUNCTIONS)
+    return f"{{ global: {functions} local: *; }};\n"
 
 
 def _link_object(parts: Parts, output: Path) -> None:

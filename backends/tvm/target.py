@@ -9,7 +9,12 @@ from typing import Any, Literal
 
 from shohin.errors import SpecError, near_name_hint
 
-_LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+_NEEDS = {
+    "x86-64-v4": {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd"},
+    "x86-64-v3": {"avx2", "fma", "bmi2", "movbe"},
+    "x86-64-v2": {"ssse3", "sse4_1", "sse4_2"},
+}
+"""Instruction set flags that a level needs beyond the one below it, the highest level first."""
 
 Tune = Literal["off", "quick", "full"]
 
@@ -40,7 +45,7 @@ class CpuTarget:
     tune: Tune = field(default_factory=_default_tune)
 
     def __post_init__(self) -> None:
-        known = ["native", *_LEVELS]
+        known = ["native", *sorted(_NEEDS)]
         if self.arch not in known:
             raise SpecError(
                 "target cpu", f"unknown arch '{self.arch}'", near_name_hint(self.arch, known)
@@ -72,13 +77,11 @@ class CpuTarget:
 
     def has_avx512(self) -> bool:
         """Whether vectors of 16 floats are one register."""
-        return self.arch == "x86-64-v4" or (self.arch == "native" and "avx512vl" in _host_flags())
+        return self.resolved() == "x86-64-v4"
 
     def has_fma(self) -> bool:
         """Whether vectors of 8 floats and fused multiply-add exist."""
-        return self.arch in ("x86-64-v3", "x86-64-v4") or (
-            self.arch == "native" and "fma" in _host_flags()
-        )
+        return self.resolved() in ("x86-64-v3", "x86-64-v4")
 
     def accumulators(self) -> int:
         """Sums of 16 floats that registers can hold beside weights and inputs."""
@@ -102,25 +105,14 @@ def _host_flags() -> frozenset[str]:
 @lru_cache(maxsize=1)
 def _host_processor() -> str:
     """LLVM's name for a level of this machine; levels rather than models, to be reproducible."""
-    flags = _host_flags()
-    if {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd"} <= flags:
-        return "x86-64-v4"
-    if {"avx2", "fma", "bmi2", "movbe"} <= flags:
-        return "x86-64-v3"
-    if "sse4_2" in flags:
-        return "x86-64-v2"
+    for level, needs in _NEEDS.items():
+        if needs <= _host_flags():
+            return level
     raise SpecError(
         "target cpu",
         f"this machine ({platform.machine()}) is not an x86-64 one that can be compiled for",
         "give arch=x86-64-v3 or another level",
     )
-
-
-_NEEDS = {
-    "x86-64-v4": {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd"},
-    "x86-64-v3": {"avx2", "fma", "bmi2", "movbe"},
-    "x86-64-v2": {"sse4_2"},
-}
 
 
 def host_runs(processor: str) -> str:

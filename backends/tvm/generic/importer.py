@@ -81,7 +81,17 @@ def trace(module: fx.GraphModule, inputs: Inputs) -> fx.GraphModule:
 def _decompositions() -> Mapping[Any, Any]:
     """How to take operators apart; costs a fifth of a second to collect."""
     rules: dict[Any, Any] = dict(core_aten_decompositions()) | get_decompositions(_SPLIT)
+    rules |= {_ATEN.add.Tensor: _scaled_add, _ATEN.sub.Tensor: _scaled_subtract}
     return {op: rule for op, rule in rules.items() if op not in _KEPT}
+
+
+def _scaled_add(x: Any, y: Any, *, alpha: float = 1) -> Any:
+    """TVM's importer leaves out the factor of the second operand."""
+    return NotImplemented if alpha == 1 else x + y * alpha
+
+
+def _scaled_subtract(x: Any, y: Any, *, alpha: float = 1) -> Any:
+    return NotImplemented if alpha == 1 else x - y * alpha
 
 
 def _trace_once(function: Callable[..., Any], arguments: Sequence[torch.Tensor]) -> fx.GraphModule:

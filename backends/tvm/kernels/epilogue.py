@@ -32,7 +32,11 @@ class Step:
 
 
 def _relu(x: Expr) -> Expr:
-    return T.max(x, number(0.0, vm.lanes_of(x)))
+    return vm.at_least(x, number(0.0, vm.lanes_of(x)))
+
+
+def _negative_part(x: Expr) -> Expr:
+    return vm.at_most(x, number(0.0, vm.lanes_of(x)))
 
 
 def _silu(x: Expr) -> Expr:
@@ -49,7 +53,7 @@ def _hard_swish(x: Expr) -> Expr:
 
 
 def _negate(x: Expr) -> Expr:
-    return number(0.0, vm.lanes_of(x)) - x
+    return x * number(-1.0, vm.lanes_of(x))
 
 
 UNARY: dict[str, Unary] = {
@@ -70,8 +74,8 @@ BINARY: dict[str, Binary] = {
     "subtract": lambda x, y: x - y,
     "subtract-from": lambda x, y: y - x,
     "multiply": lambda x, y: x * y,
-    "maximum": T.max,
-    "minimum": T.min,
+    "maximum": vm.at_least,
+    "minimum": vm.at_most,
 }
 
 
@@ -91,12 +95,10 @@ def apply_step(step: Step, x: Expr, operand: Expr | None) -> Expr:
     if step.kind == "clamp":
         return vm.clamp(x, step.constants[0], step.constants[1])
     if step.kind == "leaky-relu":
-        return T.max(x, number(0.0, lanes)) + number(step.constants[0], lanes) * T.min(
-            x, number(0.0, lanes)
-        )
+        return _relu(x) + number(step.constants[0], lanes) * _negative_part(x)
     if step.kind == "elu":
-        negative = vm.exp(T.min(x, number(0.0, lanes))) - number(1.0, lanes)
-        return T.max(x, number(0.0, lanes)) + number(step.constants[0], lanes) * negative
+        negative = vm.exp(_negative_part(x)) - number(1.0, lanes)
+        return _relu(x) + number(step.constants[0], lanes) * negative
     return BINARY[step.kind.removesuffix("-scalar")](x, number(step.constants[0], lanes))
 
 

@@ -93,11 +93,17 @@ class Pool2d(Kernel):
                     ramp(0),
                 ]
                 held = total[ramp(0)]
-                store(total, [ramp(0)], T.max(held, value) if self.mode == "max" else held + value)
+                store(total, [ramp(0)], self._combine(held, value))
             result = total[ramp(0)]
             if self.mode == "average":
                 result = result * splat(self._reciprocal(row, column, rows, columns))
             store(y, [image, block, row, column, ramp(0)], result)
+
+    def _combine(self, held: Expr, value: Expr) -> Expr:
+        if self.mode == "average":
+            return held + value
+        # NaN is the largest of all, as in PyTorch, whichever side it is on.
+        return T.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.maximum", held, value)
 
     def _span(self, position: Expr, axis: int) -> tuple[Expr, Expr]:
         """First tap inside the image, and one past the last."""

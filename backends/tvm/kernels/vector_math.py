@@ -6,6 +6,7 @@ functions in a row would be hundreds of times as large. Errors are stated in the
 tests hold them to it.
 """
 
+import math
 from collections.abc import Sequence
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
@@ -54,10 +55,24 @@ def _float_type(lanes: int) -> str:
     return f"float32x{lanes}" if lanes > 1 else "float32"
 
 
+def at_least(x: Expr, low: Expr) -> Expr:
+    """The larger of the two; NaN where x is NaN, as in PyTorch.
+
+    TVM's maximum gives its second operand when either is NaN, so the order matters.
+    """
+    return T.max(low, x)
+
+
+def at_most(x: Expr, high: Expr) -> Expr:
+    """The smaller of the two; NaN where x is NaN."""
+    return T.min(high, x)
+
+
 def clamp(x: Expr, low: float, high: float) -> Expr:
-    """``min(max(x, low), high)``."""
+    """``min(max(x, low), high)``; an infinite bound is none, and NaN stays NaN."""
     lanes = lanes_of(x)
-    return T.min(T.max(x, number(low, lanes)), number(high, lanes))
+    bounded = x if math.isinf(low) else at_least(x, number(low, lanes))
+    return bounded if math.isinf(high) else at_most(bounded, number(high, lanes))
 
 
 def exp(x: Expr) -> Expr:

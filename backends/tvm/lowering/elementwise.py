@@ -1,5 +1,6 @@
 """Selection of element-wise operators."""
 
+import math
 from typing import Any
 
 import torch
@@ -68,8 +69,7 @@ def select_clamp(selector: Selector, node: fx.Node) -> bool:
         low, high = selector.argument(node, "min_val"), selector.argument(node, "max_val")
     else:
         low, high = selector.argument(node, "min"), selector.argument(node, "max")
-    largest = torch.finfo(torch.float32).max
-    bounds = (-largest if low is None else float(low), largest if high is None else float(high))
+    bounds = (-math.inf if low is None else float(low), math.inf if high is None else float(high))
     return _emit(selector, node, x, FusedStep(Step("clamp", bounds)))
 
 

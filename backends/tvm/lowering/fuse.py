@@ -63,10 +63,10 @@ def _prefer_later_operand(
     if first.step.operand != "full" or other is None or first.step.kind not in _SWAPPED:
         return
 
-    def rank(value: Value) -> tuple[bool, int]:
+    def rank(value: Value) -> tuple[bool, bool, int]:
         producer = producers.get(value)
         hosts = isinstance(producer, _HOSTS) and uses[value] == 1
-        return hosts, order.get(value, -1)
+        return hosts, not isinstance(producer, Elementwise), order.get(value, -1)
 
     if rank(other) > rank(op.x):
         swapped = type(first.step)(_SWAPPED[first.step.kind], first.step.constants, "full")

@@ -284,7 +284,6 @@ def test_info(binary: Binary) -> None:
     assert set(info.tools) >= {"shohin", "torch", "tvm", "zig", "processor"}
 
 
-@pytest.mark.xfail(strict=True, reason="add, add_1, add gets the name add_1 twice")
 def test_outputs_have_names_of_their_own() -> None:
     def function(s: nn.Module, x: Tensor) -> tuple[Tensor, ...]:
         y, z = x + 1, x + 2

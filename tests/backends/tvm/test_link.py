@@ -152,7 +152,6 @@ def test_the_executable_has_a_trailer(binary: Binary, tmp_path: Path) -> None:
     assert read_trailer(program)["name"] == "net"
 
 
-@pytest.mark.xfail(strict=True, reason="the kernels' symbols are not hidden")
 def test_the_shared_library_exports_its_interface_alone(binary: Binary, tmp_path: Path) -> None:
     library = binary.save(tmp_path / "net.so")
     done = subprocess.run(

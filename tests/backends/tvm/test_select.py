@@ -189,7 +189,6 @@ def test_every_operator_by_itself(batch: int) -> None:
     check(net(lambda s, x: tuple(f(x) for f in _OPERATORS)), (3, 4, 5), batch=batch)
 
 
-@pytest.mark.xfail(strict=True, reason="TVM's importer leaves out alpha of aten.add and aten.sub")
 @pytest.mark.parametrize("kind", [torch.add, torch.sub])
 def test_scaled_operands(kind: Callable[..., Tensor]) -> None:
     check(net(lambda s, x, y: kind(x, y, alpha=2)), (3, 4, 5), (3, 4, 5))
