@@ -447,7 +447,8 @@ def test_instances_come_and_go(library: ctypes.CDLL) -> None:
         instance = model.create(4)
         assert turn % 2 or run_once(model, instance, example(turn))
         model.call("destroy", instance)
-    assert len(os.listdir("/proc/self/task")) == before
+    # An unrelated thread of the process may have ended in between.
+    assert len(os.listdir("/proc/self/task")) <= before
 
 
 def test_concurrent_run_of_one_instance_is_busy(library: ctypes.CDLL) -> None:
