@@ -24,10 +24,6 @@ class Measurement:
 
     milliseconds: dict[str, float]
 
-    def best(self) -> str:
-        """The fastest tile; the first in order of text among equals."""
-        return min(sorted(self.milliseconds), key=lambda tile: self.milliseconds[tile])
-
 
 @dataclass(frozen=True)
 class TuningCache:
@@ -49,7 +45,7 @@ class TuningCache:
         try:
             content = json.loads(self._path(kernel, target).read_text())
             return Measurement({str(k): float(v) for k, v in content["milliseconds"].items()})
-        except (OSError, ValueError, KeyError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def write(self, kernel: Kernel, target: CpuTarget, measurement: Measurement) -> None:
