@@ -13,7 +13,7 @@ from shohin.backends.base import Artifact, ArtifactInfo, Backend, Diagnostic, Pr
 from shohin.backends.inputs import Array, check_inputs
 from shohin.backends.targets import format_target_text, read_target
 from shohin.errors import ArtifactError, InputError, SpecError, UnsupportedError
-from shohin.ir.program import BATCH, InputSpec, Program
+from shohin.ir.program import BATCH, InputSpec, Program, output_names
 from shohin.ir.serialise import content_hash, save_program
 from shohin.ir.shapes import fake_values, first_line
 
@@ -124,13 +124,13 @@ def _outputs(program: Program, batch: int) -> tuple[InputSpec, ...]:
     result = program.graph.output_node().args[0]
     nodes = result if isinstance(result, (tuple, list)) else (result,)
     specs = []
-    for node in nodes:
+    for name, node in zip(output_names(program, [str(node) for node in nodes]), nodes, strict=True):
         value = values.get(node) if isinstance(node, torch.fx.Node) else node
         if not isinstance(value, Tensor) or not isinstance(node, torch.fx.Node):
             raise UnsupportedError(
                 "backend reference", f"expected every output to be a tensor, got '{node}'"
             )
-        specs.append(InputSpec(node.name, tuple(int(size) for size in value.shape), value.dtype))
+        specs.append(InputSpec(name, tuple(int(size) for size in value.shape), value.dtype))
     return tuple(specs)
 
 

@@ -6,9 +6,9 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -20,7 +20,7 @@ from torch.export import Dim, ExportedProgram
 from shohin.errors import CaptureError, ShohinWarning, VerifyError
 from shohin.ir.export_errors import explain_failure, explain_specialisation
 from shohin.ir.functional import make_functional
-from shohin.ir.normalise import normalise, own_weights, specify_inputs
+from shohin.ir.normalise import name_outputs, normalise, own_weights, specify_inputs
 from shohin.ir.program import Fact, Program, tensor_of, weight_names
 from shohin.ir.shapes import fake_values
 
@@ -31,6 +31,7 @@ def capture(
     model: Source,
     example_inputs: Tensor | Sequence[Tensor] | None = None,
     *,
+    kwargs: Mapping[str, Tensor] | None = None,
     dynamic_batch: bool = True,
     name: str | None = None,
 ) -> Program:
@@ -41,12 +42,14 @@ def capture(
     parameter the first name. Each node carries the module it comes from as an `Origin`.
 
     A model that writes to its inputs is captured with the same outputs but leaves them as they
-    are.
+    are, with a warning.
 
     Args:
         model: a module, an exported program, or the path of a ``.pt2`` file.
         example_inputs: the tensors to call a module with; one tensor stands for a tuple of one.
             Needed for a module, ignored for an exported program.
+        kwargs: example tensors for arguments that are given by name. They become inputs of these
+            names, in the order of the module's ``forward``.
         dynamic_batch: keep the size of axis 0 symbolic in every input that has the same size
             there as the first. A model that fixes its batch size is captured with the size of the
             examples, with a warning that says why.
@@ -65,7 +68,7 @@ def capture(
     elif isinstance(model, ExportedProgram):
         exported, title = model, "model"
     else:
-        inputs = _check_inputs(model, example_inputs)
+        inputs = _check_inputs(model, example_inputs, kwargs or {})
         exported, title = _export(model, inputs, dynamic_batch), type(model).__name__.lower()
     return _to_program(exported, name or title)
 
@@ -83,7 +86,8 @@ def _to_program(exported: ExportedProgram, name: str) -> Program:
     own_weights(module)
     for node in module.graph.nodes:
         node.meta = {key: node.meta[key] for key in _KEPT_METADATA & node.meta.keys()}
-    program = Program(module, inputs, facts=frozenset({Fact.FUNCTIONAL}), name=name)
+    facts = frozenset({Fact.FUNCTIONAL})
+    program = Program(module, inputs, facts=facts, name=name, outputs=name_outputs(exported))
     _warn_of_non_finite(program)
     return program
 
@@ -126,32 +130,60 @@ def _load(path: Path) -> ExportedProgram:
         ) from error
 
 
-def _check_inputs(model: object, inputs: Tensor | Sequence[Tensor] | None) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class _Examples:
+    """What to call a model with.
+
+    Attributes:
+        positional: tensors given by position.
+        named: tensors given by name.
+    """
+
+    positional: tuple[Tensor, ...]
+    named: dict[str, Tensor]
+
+    def all(self) -> tuple[Tensor, ...]:
+        """Every tensor, those given by position first."""
+        return (*self.positional, *self.named.values())
+
+
+def _check_inputs(
+    model: object, inputs: Tensor | Sequence[Tensor] | None, named: Mapping[str, Tensor]
+) -> _Examples:
     if not isinstance(model, nn.Module):
         raise CaptureError(
             "model",
             f"expected an nn.Module, an ExportedProgram or a path, got {type(model).__name__}",
         )
     where = type(model).__name__
-    if inputs is None:
+    if inputs is None and not named:
         raise CaptureError(
             where, "example inputs are missing", "call capture(model, (tensor, ...))"
         )
-    tensors = (inputs,) if isinstance(inputs, Tensor) else inputs
-    if not isinstance(tensors, (tuple, list)) or not tensors:
+    given = () if inputs is None else inputs
+    tensors = (given,) if isinstance(given, Tensor) else given
+    if not isinstance(tensors, (tuple, list)) or not (tensors or named):
         raise CaptureError(
             where,
             f"expected a tensor or a tuple of at least one tensor, got {_describe(inputs)}",
         )
-    for index, tensor in enumerate(tensors):
+    for label, tensor in [*enumerate(tensors), *((f"'{key}'", named[key]) for key in named)]:
         if not isinstance(tensor, Tensor):
             raise CaptureError(
                 where,
-                f"example input {index}: expected a tensor, got {type(tensor).__name__}",
+                f"example input {label}: expected a tensor, got {type(tensor).__name__}",
                 "wrap the model in a module whose forward takes tensors only",
             )
-    _check_count(model, tuple(tensors))
-    return tuple(tensors)
+    examples = _Examples(tuple(tensors), _in_order(model, named))
+    _check_count(model, examples)
+    return examples
+
+
+def _in_order(model: nn.Module, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors given by name, in the order of the model's arguments."""
+    order = list(inspect.signature(model.forward).parameters)
+    known = {name: named[name] for name in order if name in named}
+    return known | dict(named)
 
 
 def _describe(inputs: object) -> str:
@@ -160,29 +192,29 @@ def _describe(inputs: object) -> str:
     return type(inputs).__name__
 
 
-def _check_count(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def _check_count(model: nn.Module, inputs: _Examples) -> None:
     signature = inspect.signature(model.forward)
     try:
-        signature.bind(*inputs)
+        signature.bind(*inputs.positional, **inputs.named)
     except TypeError as error:
         raise CaptureError(
             type(model).__name__,
-            f"{len(inputs)} example inputs do not fit forward{signature}: {error}",
+            f"{len(inputs.all())} example inputs do not fit forward{signature}: {error}",
             "give one tensor for each argument",
         ) from error
 
 
-def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: bool) -> ExportedProgram:
-    sharing = [_shares_batch(tensor, inputs[0]) for tensor in inputs]
+def _export(model: nn.Module, inputs: _Examples, dynamic: bool) -> ExportedProgram:
+    first = inputs.all()[0]
     with _inference(model):
-        if dynamic and any(sharing):
+        if dynamic and first.dim():
             try:
-                return _export_dynamic(model, inputs, sharing)
+                return _export_dynamic(model, inputs)
             except Exception as error:  # export raises anything the model raises
                 exported = _export_static(model, inputs)
                 warnings.warn(
                     f"{type(model).__name__}: captured with a fixed batch size of "
-                    f"{inputs[0].shape[0]}: {explain_specialisation(error)}",
+                    f"{first.shape[0]}: {explain_specialisation(error)}",
                     ShohinWarning,
                     stacklevel=3,
                 )
@@ -194,35 +226,33 @@ def _shares_batch(tensor: Tensor, first: Tensor) -> bool:
     return tensor.dim() > 0 and first.dim() > 0 and tensor.shape[0] == first.shape[0]
 
 
-def _export_dynamic(
-    model: nn.Module, inputs: tuple[Tensor, ...], sharing: list[bool]
-) -> ExportedProgram:
+def _export_dynamic(model: nn.Module, inputs: _Examples) -> ExportedProgram:
     """Export with a symbolic batch; torch would take an example batch of 1 for a constant."""
-    batch = Dim("batch", min=1)
-    examples, shapes = list(inputs), []
-    for index, shared in enumerate(sharing):
-        if shared and inputs[index].shape[0] == 1:
-            examples[index] = inputs[index].repeat_interleave(2, dim=0)
-        shapes.append({0: batch} if shared else None)
-    signature = inspect.signature(model.forward)
+    batch, first = Dim("batch", min=1), inputs.all()[0]
+
+    def shape_of(tensor: Tensor) -> dict[int, Dim] | None:
+        return {0: batch} if _shares_batch(tensor, first) else None
+
+    def example_of(tensor: Tensor) -> Tensor:
+        is_one = _shares_batch(tensor, first) and tensor.shape[0] == 1
+        return tensor.repeat_interleave(2, dim=0) if is_one else tensor
+
+    shapes = inspect.signature(model.forward).bind(
+        *(shape_of(tensor) for tensor in inputs.positional),
+        **{name: shape_of(tensor) for name, tensor in inputs.named.items()},
+    )
     return torch.export.export(
-        model, tuple(examples), dynamic_shapes=_match_signature(signature, shapes), strict=False
+        model,
+        tuple(example_of(tensor) for tensor in inputs.positional),
+        {name: example_of(tensor) for name, tensor in inputs.named.items()},
+        dynamic_shapes=dict(shapes.arguments),
+        strict=False,
     )
 
 
-def _match_signature(
-    signature: inspect.Signature, shapes: list[dict[int, Dim] | None]
-) -> tuple[object, ...]:
-    """Shapes in the structure of the arguments: those that ``*args`` takes are a tuple."""
-    for position, parameter in enumerate(signature.parameters.values()):
-        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            return (*shapes[:position], tuple(shapes[position:]))
-    return tuple(shapes)
-
-
-def _export_static(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+def _export_static(model: nn.Module, inputs: _Examples) -> ExportedProgram:
     try:
-        return torch.export.export(model, inputs, strict=False)
+        return torch.export.export(model, inputs.positional, inputs.named, strict=False)
     except Exception as error:  # export raises anything the model raises
         raise explain_failure(model, error) from error
 

@@ -1,7 +1,11 @@
 """Drawings of programs: SVG, laid out in layers by Graphviz, coloured by encoding."""
 
 import operator
-from collections.abc import Mapping
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from html import escape
 from os import PathLike
 
@@ -67,7 +71,26 @@ def render(program: Program) -> bytes:
             drawing.add_node(node.name, **_style(program, node, types, kinds))
     _add_edges(drawing, program.graph, types)
     drawing.graph_attr.update(label=_legend(program, kinds), labelloc="t")
-    return bytes(drawing.draw(prog="dot", format="svg"))
+    with _quiet_unless_failing():
+        return bytes(drawing.draw(prog="dot", format="svg"))
+
+
+@contextmanager
+def _quiet_unless_failing() -> Iterator[None]:
+    """Keep what C libraries write to standard error, and show it only when the block fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as heard:
+        shown = os.dup(2)
+        os.dup2(heard.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            heard.seek(0)
+            os.write(shown, heard.read())
+            raise
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
 
 
 def _infer(program: Program) -> dict[str, NodeType]:

@@ -14,6 +14,7 @@ tensors, which share their storage exactly where PyTorch's would (``reshape``, `
 ``dropout`` return a view or a copy depending on their argument).
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.node import Argument, map_aggregate, map_arg
 
-from shohin.errors import CaptureError
+from shohin.errors import CaptureError, ShohinWarning
 from shohin.ir.program import BATCH, InputSpec, remove_unused_tensors, tensor_of
 from shohin.ir.shapes import fake_values, first_line
 from shohin.ir.views import Views, make_node, no_exact_form
@@ -61,10 +62,19 @@ def make_functional(
         return []
     specs = inputs if inputs is not None else _specs_from_metadata(module.graph)
     values, others = (fake_values(module, specs, batch) for batch in _PROBES)
-    made = _Functionaliser(module, values, Views(values, others)).run()
+    functionaliser = _Functionaliser(module, values, Views(values, others))
+    made = functionaliser.run()
+    _warn_of_written(functionaliser.written_inputs)
     remove_unused_tensors(module)
     module.recompile()
     return made
+
+
+def _warn_of_written(names: Sequence[str]) -> None:
+    if names:
+        shown = ", ".join(f"'{name}'" for name in dict.fromkeys(names))
+        text = f"writes to its input {shown}; the compiled model leaves it as it is"
+        warnings.warn(text, ShohinWarning, stacklevel=5)
 
 
 def _specs_from_metadata(graph: fx.Graph) -> list[InputSpec]:
@@ -109,6 +119,7 @@ class _Functionaliser:
         self.versions: dict[fx.Node, int] = {}
         self.made: list[fx.Node] = []
         self.replaced: set[fx.Node] = set()
+        self.written_inputs: list[str] = []
 
     def run(self) -> list[fx.Node]:
         """Rewrite the graph and return the new nodes that are left in it."""
@@ -188,6 +199,8 @@ class _Functionaliser:
             problem = f"{node.target} writes to the weight '{root.target}' whenever the model runs"
             raise no_exact_form(node, problem, _STATE_HINT)
         else:
+            if root.op == "placeholder":
+                self.written_inputs.append(str(root.target))
             with self._making(node):
                 self._write(written, self._new_value(node))
             self._link(node, written, self._current(written))

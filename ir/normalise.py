@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.export.passes import move_to_device_pass
+from torch.utils import _pytree as pytree
 
 from shohin.errors import CaptureError
 from shohin.ir.annotations import Origin, annotate
@@ -65,6 +67,27 @@ def _specify(name: str, value: object, symbols: set[str]) -> InputSpec:
         symbols |= {str(size)} if symbolic else set()
         shape.append(BATCH if symbolic else int(size))
     return InputSpec(name, tuple(shape), value.dtype)
+
+
+def name_outputs(exported: ExportedProgram) -> tuple[str, ...]:
+    """Names of the outputs of a model that returns a dictionary or the like, by their paths.
+
+    ``{"a": x, "b": (y, z)}`` gives ``a``, ``b_0`` and ``b_1``. A tensor, a tuple and a list have no
+    names to give.
+    """
+    structure = exported.call_spec.out_spec
+    if structure is None or structure.type in (None, tuple, list):
+        return ()
+    numbered = pytree.tree_unflatten(range(structure.num_leaves), structure)
+    paths, _ = pytree.tree_flatten_with_path(numbered)
+    names = tuple("_".join(_step_name(step) for step in path) for path, _ in paths)
+    return names if all(names) and len(set(names)) == len(names) else ()
+
+
+def _step_name(step: object) -> str:
+    """The key, attribute or position of one step of a path, as a part of a file's name."""
+    found = getattr(step, "key", getattr(step, "name", getattr(step, "idx", "")))
+    return re.sub(r"\W", "_", str(found))
 
 
 def normalise(exported: ExportedProgram) -> fx.GraphModule:

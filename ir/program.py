@@ -1,7 +1,7 @@
 """The program: a graph, what goes in, and how its weights are stored."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
 from typing import TypeAlias
@@ -78,6 +78,8 @@ class Program:
         facts: properties that hold.
         history: canonical text of each pass that ran, in order.
         name: what the model is called in reports and generated files.
+        outputs: names of the outputs, where the model gives them any; otherwise an output is
+            called after the node that computes it.
     """
 
     module: fx.GraphModule
@@ -87,6 +89,7 @@ class Program:
     facts: frozenset[Fact] = frozenset()
     history: tuple[str, ...] = ()
     name: str = "model"
+    outputs: tuple[str, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -101,6 +104,16 @@ class Program:
     def copy(self) -> "Program":
         """An independent copy: editing its module leaves this program as it is."""
         return replace(self, module=copy_module(self.module), encodings=dict(self.encodings))
+
+
+def output_names(program: Program, nodes: Sequence[str]) -> tuple[str, ...]:
+    """What a program's outputs are called.
+
+    Args:
+        program: the program.
+        nodes: names of the nodes that compute them, for a program without names of its own.
+    """
+    return program.outputs if len(program.outputs) == len(nodes) else tuple(nodes)
 
 
 def copy_module(module: fx.GraphModule) -> fx.GraphModule:

@@ -156,6 +156,8 @@ def _take_apart(program: Program) -> tuple[dict[str, Json], dict[str, Tensor]]:
         "weights": weights,
         "encodings": encodings,
     }
+    if program.outputs:
+        body["outputs"] = [*program.outputs]
     return body, {name: _own(tensor) for name, tensor in sorted(tensors.items())}
 
 
@@ -257,6 +259,7 @@ def _put_together(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Pro
         facts=frozenset(Fact(fact) for fact in body["facts"]),
         history=tuple(body["history"]),
         name=str(body["name"]),
+        outputs=tuple(str(name) for name in body.get("outputs", ())),
     )
 
 

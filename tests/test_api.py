@@ -121,6 +121,24 @@ def test_compiled_program_agrees_with_pytorch(program, batch, tmp_path) -> None:
     np.testing.assert_allclose(joined, wanted, rtol=1e-5, atol=1e-5)
 
 
+class Parts(nn.Module):
+    def forward(self, x: Tensor, *, mask: Tensor) -> dict[str, Tensor | tuple[Tensor, ...]]:
+        y = x * mask
+        return {"a": y + 1, "b": (y * 2, torch.relu(y)), "c.d": y - 1}
+
+
+def test_named_inputs_and_outputs_reach_the_binary(tmp_path) -> None:
+    mask = torch.tensor([[1.0, 0.0, -1.0]])
+    program = shohin.capture(Parts(), torch.ones(1, 3), kwargs={"mask": mask})
+    result = shohin.optimize(program, "fold-constants, eliminate-dead")
+    loaded = shohin.load(result.save(tmp_path / "net.shohin"))
+    binary = shohin.compile(loaded)
+    assert [spec.name for spec in binary.info.inputs] == ["x", "mask"]
+    assert [spec.name for spec in binary.info.outputs] == ["a", "b_0", "b_1", "c_d"]
+    found = binary.run([np.ones((1, 3), np.float32), mask.numpy()])
+    np.testing.assert_allclose(found[1], 2 * mask.numpy())
+
+
 def test_resume_skips_what_a_checkpoint_holds(program, tmp_path) -> None:
     with pytest.raises(KeyboardInterrupt):
         shohin.optimize(program, [Prune(), Fail()], workdir=tmp_path)
@@ -128,6 +146,23 @@ def test_resume_skips_what_a_checkpoint_holds(program, tmp_path) -> None:
     first, second = result.report.passes
     assert (first.seconds, first.changed) == (None, 2)
     assert second.seconds is not None
+    assert first.drift is not None
+    assert first.drift.step.absolute > 0
+    assert second.drift is not None
+
+
+def test_drift_is_measured_on_noise_without_data(program, batch) -> None:
+    report = shohin.optimize(program, "fold-bn, prune").report
+    assert report.on_noise
+    assert all(row.drift is not None for row in report.passes)
+    assert report.passes[1].drift.step.relative > 0.01
+    assert "on noise, as no data was given" in report.text()
+    assert "on noise, as no data was given" in report.markdown()
+    assert report.to_json()["drift_on_noise"]
+    given = shohin.optimize(program, "prune", calibration=[batch]).report
+    assert not given.on_noise
+    assert "on the first calibration batch" in given.text()
+    assert not shohin.optimize(program, "prune", drift=False).report.on_noise
 
 
 def test_calibration_is_checked_and_can_be_read_again(program, batch) -> None:

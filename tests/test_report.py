@@ -69,6 +69,9 @@ def test_text(report) -> None:
     assert any(line.startswith("evaluation") for line in lines)
     assert "dense → sparse 25.0%" in text
     assert "2.1e+" not in text
+    (heads,) = (line for line in lines if line.startswith("pass  ") and "seconds" in line)
+    assert "max error   relative error" in heads
+    assert heads.endswith("relative in total")
 
 
 def test_json_is_plain_and_complete(report) -> None:

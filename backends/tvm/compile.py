@@ -3,7 +3,7 @@
 import hashlib
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from shohin.backends.tvm.target import CpuTarget
 from shohin.backends.tvm.trailer import append_trailer
 from shohin.backends.tvm.tuning.tuner import Tuner
 from shohin.errors import SpecError, UnsupportedError
-from shohin.ir.program import BATCH, InputSpec, Program
+from shohin.ir.program import BATCH, InputSpec, Program, output_names
 from shohin.ir.serialise import content_hash
 
 Progress = Callable[[int, int, str], None]
@@ -123,7 +123,7 @@ def _step(call: KernelCall) -> StepInfo:
     return StepInfo(call.label, kernel, call.macs, size)
 
 
-def _unique(names: list[str]) -> tuple[str, ...]:
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
     """The names, numbered where one comes again or is taken."""
     taken = set(names)
     unique: list[str] = []
@@ -138,7 +138,7 @@ def _unique(names: list[str]) -> tuple[str, ...]:
 
 
 def _describe(program: Program, target: CpuTarget, batch: int, plan: Plan) -> ArtifactInfo:
-    outputs = _unique([value.name for value in plan.outputs])
+    outputs = _unique(output_names(program, [value.name for value in plan.outputs]))
     has_batch = all(spec.shape[:1] == (BATCH,) for spec in program.inputs) and all(
         value.shape[:1] == (batch,) for value in plan.outputs
     )

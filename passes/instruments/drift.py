@@ -1,14 +1,17 @@
 """How far each pass moves the program's output on a sample batch."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from shohin.errors import ArtifactError
+from shohin.ir.encodings import Json
 from shohin.passes.base import Batch
-from shohin.passes.instruments.base import Instrument, PassEnd, PipelineEvent
+from shohin.passes.instruments.base import Instrument, PassEnd, PipelineEvent, ResumePoint
 from shohin.passes.pipeline import format_pass
 
 
@@ -46,27 +49,56 @@ class Drift(Instrument):
 
     Args:
         batch: the inputs, a tuple of tensors.
+        is_noise: whether they were made up. A program that cannot run on made-up inputs is left
+            alone.
     """
 
-    def __init__(self, batch: Batch) -> None:
+    def __init__(self, batch: Batch, is_noise: bool = False) -> None:
+        self.is_noise = is_noise
         self._batch = batch
+        self._can_run = True
         self._original: tuple[Tensor, ...] = ()
         self._latest: tuple[Tensor, ...] = ()
         self._drifts: list[PassDrift] = []
 
     @property
     def drifts(self) -> tuple[PassDrift, ...]:
-        """What each pass of the last pipeline did, in order."""
+        """What each pass of the last pipeline did, in order; of resumed ones where restored."""
         return tuple(self._drifts)
+
+    def sample_hash(self) -> str:
+        """A hash of the sample batch."""
+        digest = hashlib.sha256()
+        for tensor in self._batch:
+            dense = tensor.detach().cpu().contiguous()
+            digest.update(f"{dense.dtype}{tuple(dense.shape)}".encode())
+            digest.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def restore(self, drifts: Sequence[PassDrift]) -> None:
+        """Take over what was measured for the first passes, which need not run again."""
+        self._drifts[:0] = drifts
+
+    def resume(self, event: PipelineEvent) -> ResumePoint | None:
+        """Forget what the last pipeline did; nothing is offered."""
+        self._drifts.clear()
+        self._can_run = True
+        return None
 
     def before_pipeline(self, event: PipelineEvent) -> None:
         """Compute the original output."""
-        self._drifts.clear()
-        self._original = outputs(event.program.module, self._batch)
+        try:
+            self._original = outputs(event.program.module, self._batch)
+        except Exception:  # a model may raise anything on numbers that mean nothing
+            self._can_run = False
+            if not self.is_noise:
+                raise
         self._latest = self._original if event.done == 0 else ()
 
     def after_pass(self, event: PassEnd) -> None:
         """Compare the output with those before."""
+        if not self._can_run:
+            return
         before = self._latest or outputs(event.program.module, self._batch)
         self._latest = outputs(event.result.module, self._batch)
         step, total = compare(before, self._latest), compare(self._original, self._latest)
@@ -80,6 +112,37 @@ class Drift(Instrument):
             figures = [f"{figure:.3g}" for e in errors for figure in (e.absolute, e.relative)]
             table.add_row(drift.text, *figures)
         return table
+
+
+def drifts_to_json(drifts: Sequence[PassDrift]) -> list[Json]:
+    """Drifts as plain values for a JSON file, one object each."""
+    return [asdict(drift) for drift in drifts]
+
+
+def drifts_from_json(described: Json) -> tuple[PassDrift, ...]:
+    """Rebuild drifts from what `drifts_to_json` gave.
+
+    Raises:
+        ArtifactError: when the description is malformed.
+    """
+    if not isinstance(described, list):
+        raise ArtifactError("drifts", f"expected a list, got {type(described).__name__}")
+    try:
+        return tuple(_drift_from_json(item) for item in described)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError("drifts", f"cannot be rebuilt: {error}") from error
+
+
+def _drift_from_json(described: Json) -> PassDrift:
+    values = described if isinstance(described, dict) else {}
+    return PassDrift(
+        str(values["text"]), _error_from_json(values["step"]), _error_from_json(values["total"])
+    )
+
+
+def _error_from_json(described: Json) -> Error:
+    values = described if isinstance(described, dict) else {}
+    return Error(float(str(values["absolute"])), float(str(values["relative"])))
 
 
 def outputs(module: nn.Module, batch: Batch) -> tuple[Tensor, ...]:

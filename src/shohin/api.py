@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shohin.backends.base import Artifact, Progress
 from shohin.backends.registry import parse_target
-from shohin.batches import Batches
+from shohin.batches import Batches, noise
 from shohin.errors import SpecError, near_name_hint
 from shohin.ir.program import Program
 from shohin.ir.serialise import load_program, save_program
@@ -29,6 +29,7 @@ from shohin.report import Evaluation, Report, pair_layers, pass_rows
 
 PathLike = str | Path
 PassNames = Collection[str] | Literal["all"]
+_NOISE_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def optimize(
         print_before: names of passes before which the program is printed, or ``"all"``.
         print_after: names of passes after which the program is printed, or ``"all"``.
         dump: folder to write the program and the remarks to after every pass.
-        drift: compare outputs on the first calibration batch around every pass.
+        drift: compare outputs around every pass, on the first calibration batch or, where there
+            is none, on noise.
         progress: draw a progress bar on standard error, when that is a terminal.
 
     Raises:
@@ -105,13 +107,13 @@ def optimize(
     batches = Batches(calibration, program.inputs)
     folder = Path(workdir) if workdir is not None else None
     context = Context(batches, evaluate, train, seed, folder)
-    observed = _Observed(Timing(), _drift(batches) if drift else None)
+    observed = _Observed(Timing(), _drift(batches, program) if drift else None)
     instruments: list[Instrument | None] = [
         observed.timing,
         observed.drift,
         Printing(_container(print_before), _container(print_after)),
         Dumping(Path(dump)) if dump is not None else None,
-        Checkpoint(folder, resume) if folder is not None else None,
+        Checkpoint(folder, resume, observed.drift) if folder is not None else None,
         ProgressBar() if progress else None,
     ]
     manager = PassManager(chosen, filter(None, instruments), verify_each)
@@ -129,9 +131,11 @@ class _Observed:
     drift: Drift | None
 
 
-def _drift(batches: Batches) -> Drift | None:
+def _drift(batches: Batches, program: Program) -> Drift:
     sample = batches.first()
-    return Drift(sample) if sample is not None else None
+    if sample is not None:
+        return Drift(sample)
+    return Drift(noise(program.inputs, _NOISE_BATCH), is_noise=True)
 
 
 def _report(
@@ -156,6 +160,7 @@ def _report(
         ),
         remarks=tuple(context.remarks),
         evaluation=evaluation,
+        on_noise=observed.drift is not None and observed.drift.is_noise,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from shohin.backends.inputs import count_of
@@ -33,6 +34,19 @@ class Batches(Iterable[Batch]):
     def first(self) -> Batch | None:
         """The first batch, or None when there is none."""
         return next(iter(self), None)
+
+
+def noise(inputs: Sequence[InputSpec], batch: int = 1) -> Batch:
+    """Inputs that fit a program: standard normal numbers of seed 0, zeros where not float."""
+    generator = torch.Generator().manual_seed(0)
+    return tuple(noise_of(spec.concrete(batch), spec.dtype, generator) for spec in inputs)
+
+
+def noise_of(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """A tensor of standard normal numbers; of zeros where its type is not float."""
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.zeros(shape, dtype=dtype)
 
 
 def checked_batch(item: object, inputs: Sequence[InputSpec], where: str) -> Batch:

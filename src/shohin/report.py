@@ -24,6 +24,8 @@ from shohin.tables import Grid, change, ratio, render, shape_text
 _WIDTH = 120
 _SHOWN_NAMES = 6
 _LAYERS = "Layers"
+_PASSES = "Passes"
+_DRIFT_HEADS = (">max error", ">relative error", ">max in total", ">relative in total")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class PassRow:
         seconds: wall time, or None when its result was taken from a checkpoint.
         changed: number of sites that it changed.
         skipped: number of sites that it left as they are.
-        drift: how far it moved the output on the first calibration batch, where there is one.
+        drift: how far it moved the output on a sample batch, where that was measured.
     """
 
     text: str
@@ -86,6 +88,7 @@ class Report:
         passes: what each pass did, in order.
         remarks: every decision, in order.
         evaluation: the user's measure before and after, where there is one.
+        on_noise: whether the drifts were measured on noise, for want of calibration batches.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Report:
     passes: tuple[PassRow, ...]
     remarks: tuple[Remark, ...]
     evaluation: Evaluation | None = None
+    on_noise: bool = False
 
     def skipped(self) -> tuple[Remark, ...]:
         """The remarks on what was left as it is."""
@@ -121,6 +125,8 @@ class Report:
             yield grid
             if grid.title == _LAYERS and self.removed():
                 yield Text(f"removed: {_enumerate(self.removed())}")
+            if grid.title == _PASSES and self._has_drifts():
+                yield Text(self._drift_note())
 
     def text(self, width: int = _WIDTH) -> str:
         """The report as plain text.
@@ -139,6 +145,9 @@ class Report:
         ]
         if self.removed():
             parts.append(f"Removed: {', '.join(self.removed())}.")
+        if self._has_drifts():
+            note = self._drift_note()
+            parts.append(f"{note[0].upper()}{note[1:]}.")
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> dict[str, Json]:
@@ -149,6 +158,7 @@ class Report:
             "before": plain(asdict(self.before)),
             "after": plain(asdict(self.after)),
             "evaluation": plain(asdict(self.evaluation)) if self.evaluation else None,
+            "drift_on_noise": self.on_noise,
             "layers": [plain(asdict(layer)) for layer in self.layers],
             "passes": [plain(asdict(row)) for row in self.passes],
             "remarks": [plain(asdict(remark)) for remark in self.remarks],
@@ -202,10 +212,24 @@ class Report:
         return Grid(_LAYERS, heads, tuple(rows), optional=optional)
 
     def _pass_grid(self) -> Grid:
-        drifts = any(row.drift for row in self.passes)
+        drifts = self._has_drifts()
         heads = ("pass", ">seconds", ">changed", ">skipped")
         rows = [_pass_row(row, drifts) for row in self.passes]
-        return Grid("Passes", (*heads, *((">drift", ">in total") if drifts else ())), tuple(rows))
+        optional = (">max in total", ">skipped")
+        return Grid(
+            _PASSES, (*heads, *(_DRIFT_HEADS if drifts else ())), tuple(rows), optional=optional
+        )
+
+    def _has_drifts(self) -> bool:
+        return any(row.drift for row in self.passes)
+
+    def _drift_note(self) -> str:
+        """What the errors in the table of passes mean."""
+        sample = "noise, as no data was given" if self.on_noise else "the first calibration batch"
+        return (
+            "errors: outputs against those before the pass, in total against the original's, "
+            f"on {sample}"
+        )
 
     def _skipped_grid(self) -> Grid:
         heads = ("pass", "reason", "where", "why")
@@ -231,10 +255,10 @@ def pass_rows(
     Args:
         passes: the passes, in order.
         seconds: wall times of the passes that ran; those before them were resumed.
-        drifts: drifts of the passes that ran, or none.
+        drifts: drifts of the last passes, or of all, or none.
         remarks: the remarks of all passes. Those of passes of one name stand at the first.
     """
-    resumed = len(passes) - len(seconds)
+    resumed, unknown = len(passes) - len(seconds), len(passes) - len(drifts)
     counts = Counter((remark.pass_name, remark.outcome) for remark in remarks)
     return tuple(
         PassRow(
@@ -242,7 +266,7 @@ def pass_rows(
             seconds[index - resumed] if index >= resumed else None,
             counts.pop((item.name, Outcome.CHANGED), 0),
             counts.pop((item.name, Outcome.SKIPPED), 0),
-            drifts[index - resumed] if drifts and index >= resumed else None,
+            drifts[index - unknown] if index >= unknown else None,
         )
         for index, item in enumerate(passes)
     )
@@ -274,8 +298,10 @@ def _pass_row(row: PassRow, drifts: bool) -> tuple[str, ...]:
     if not drifts:
         return cells
     if row.drift is None:
-        return (*cells, "", "")
-    return (*cells, f"{row.drift.step.relative:.2g}", f"{row.drift.total.relative:.2g}")
+        return (*cells, "", "", "", "")
+    errors = (row.drift.step, row.drift.total)
+    figures = [figure for error in errors for figure in (error.absolute, error.relative)]
+    return (*cells, *(f"{figure:.2g}" for figure in figures))
 
 
 def _skipped_rows(report: Report) -> tuple[tuple[str, ...], ...]:

@@ -7,7 +7,8 @@ def test_library_against_torch(shell, library, net) -> None:
     done = shell("bench", library, "--model", f"{net}:known", "--rounds", 3, "--versus", "torch")
     assert done.code == 0, done.err
     assert done.out.startswith("net, cpu{threads=2}, batch 2, 2 threads, medians of 3 rounds\n")
-    shohin, torch = done.out.splitlines()[-2:]
+    shohin, torch, _, footer = done.out.splitlines()[-4:]
+    assert footer.startswith("times include the call from Python; the steps of shohin's binary")
     assert shohin.startswith("shohin")
     assert torch.startswith("torch")
 
@@ -17,6 +18,7 @@ def test_program_as_json(shell, program) -> None:
     found = done.json()
     assert [entry["name"] for entry in found["entries"]] == ["shohin", "torch"]
     assert found["entries"][0]["ratio"] == 1
+    assert found["own_milliseconds"] > 0
     assert found["entries"][0]["error"] < 1e-5
     assert (found["batch"], found["threads"], found["failures"]) == (4, 1, {})
 

@@ -47,6 +47,13 @@ def test_executable(shell, program, tmp_path) -> None:
     shell("inspect", tmp_path / "other").fails(7, "expected a binary that shohin made")
 
 
+def test_forms_that_cannot_be_loaded(shell, tmp_path) -> None:
+    for name in ("net.a", "net.o"):
+        (tmp_path / name).write_bytes(b"!<arch>\n")
+        done = shell("inspect", tmp_path / name)
+        done.fails(7, "static libraries and objects cannot be loaded", "compile to .so")
+
+
 def test_what_cannot_be_shown(shell, library, program, tmp_path) -> None:
     shell("inspect", library, "--text").fails(2, "has no graph to show")
     shell("inspect", program, "--steps").fails(2, "has no steps before it is compiled")

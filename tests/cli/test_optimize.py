@@ -6,6 +6,8 @@ import torch
 import shohin
 from shohin.cli.names import load_object
 
+WHEN = ("before", "after")
+
 
 def test_writes_the_program_and_the_report(shell, net, tmp_path) -> None:
     file, report = tmp_path / "net.shohin", tmp_path / "report.json"
@@ -82,9 +84,16 @@ def test_zoo_models_bring_their_inputs(shell) -> None:
     assert done.json()["before"]["parameters"] == 431080
 
 
-def test_prints_the_program_after_a_pass(shell, net) -> None:
+def test_prints_the_program_around_passes(shell, net) -> None:
     done = shell("optimize", f"{net}:known", "--passes", "fold-bn", "--print-after", "fold-bn")
     assert "# after fold-bn\nprogram known" in done.out
+    command = ("optimize", f"{net}:known", "--passes", "fold-bn, prune")
+    done = shell(*command, "--print-before", "prune")
+    assert "# before prune\nprogram known" in done.out
+    assert "# before fold-bn" not in done.out
+    done = shell(*command, "--print-before", "all", "--print-after", "all")
+    printed = [line for line in done.out.splitlines() if line.startswith("# ")]
+    assert printed == [f"# {when} {name}" for name in ("fold-bn", "prune") for when in WHEN]
 
 
 def test_weights_that_are_not_finite_are_reported_and_kept(shell, net, tmp_path) -> None:

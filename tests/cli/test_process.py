@@ -25,6 +25,9 @@ def test_help_has_examples(shell, command) -> None:
 def test_help_lists_every_command(shell) -> None:
     done = shell("--help")
     assert all(command in done.out for command in COMMANDS)
+    assert "Exit codes: 0 success;" in done.out
+    words = " ".join(shell("bisect", "--help").out.split())
+    assert "The exit code is 1 when a pass is found" in words
 
 
 @pytest.mark.parametrize("arguments", [["unknown"], ["optimize"], ["passes", "--unknown"]])

@@ -73,6 +73,16 @@ def test_wrong_outputs(shell, library, images) -> None:
     done.fails(7, "there is no folder /nowhere")
 
 
+def test_forms_that_cannot_be_loaded(shell, program, images, tmp_path) -> None:
+    for name in ("net.a", "net.o"):
+        done = shell("run", tmp_path / name, "--input", images)
+        done.fails(7, "static libraries and objects cannot be loaded", "compile to .so")
+    file = tmp_path / "net"
+    shohin.compile(shohin.load(program)).save(file)
+    done = shell("run", file, "--input", images)
+    done.fails(7, "is a program of its own", f"run it itself: {file} x.npy")
+
+
 def test_libraries_that_are_not_whole(shell, library, images, tmp_path) -> None:
     broken = tmp_path / "net.so"
     whole = library.read_bytes()

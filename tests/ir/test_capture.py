@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import shohin
 from shohin.errors import CaptureError, ShohinWarning
 from shohin.ir import Fact, InputSpec, Origin, annotation, capture, is_in_place, verify
 
@@ -99,6 +100,8 @@ def test_several_inputs_and_outputs_are_flat():
     model, inputs = TwoInputs(), (torch.randn(3, 4), torch.randn(3, 4), torch.randn(3))
     program = capture(model, inputs)
     assert [spec.name for spec in program.inputs] == ["left", "right", "unused"]
+    assert program.outputs == ("sum", "pair_0", "pair_1")
+    assert shohin.compile(program, "reference").info.outputs[1].name == "pair_0"
     fed = (torch.randn(5, 4), torch.randn(5, 4), torch.randn(5))
     total, product, scaled = program.module(*fed)
     expected = model(*fed)
@@ -149,8 +152,50 @@ def test_weights_that_are_not_finite_are_reported(residual):
         capture(residual, IMAGE)
 
 
+class Masked(nn.Module):
+    def forward(self, x: Tensor, *, mask: Tensor, scale: Tensor | None = None) -> Tensor:
+        return x * mask if scale is None else x * mask * scale
+
+
+def test_inputs_given_by_name():
+    named = {"scale": torch.full((1,), 3.0), "mask": torch.ones(1, 4)}
+    program = capture(Masked(), (torch.ones(1, 4),), kwargs={"mask": named["mask"]})
+    assert [spec.describe() for spec in program.inputs] == ["float32[N,4]"] * 2
+    assert [spec.name for spec in program.inputs] == ["x", "mask"]
+    x, mask = torch.randn(5, 4), torch.randn(5, 4)
+    assert torch.equal(program.module(x, mask), x * mask)
+    program = capture(Masked(), torch.ones(2, 4), kwargs=named, dynamic_batch=False)
+    assert [spec.name for spec in program.inputs] == ["x", "mask", "scale"]
+    program = capture(Masked(), kwargs={**named, "x": torch.ones(2, 4)})
+    assert [spec.name for spec in program.inputs] == ["x", "mask", "scale"]
+
+
+def test_variable_arguments_by_name():
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor, **others: Tensor) -> Tensor:
+            return x * others["mask"]
+
+    with pytest.warns(ShohinWarning, match="captured with a fixed batch size of 2"):
+        program = capture(Scaled(), torch.ones(2, 4), kwargs={"mask": torch.ones(2, 4)})
+    assert [spec.name for spec in program.inputs] == ["x", "mask"]
+
+
+@pytest.mark.parametrize(
+    ("named", "text"),
+    [
+        ({"mask": 3}, "example input 'mask': expected a tensor, got int"),
+        ({"msk": IMAGE}, "missing a required"),
+    ],
+)
+def test_named_inputs_that_do_not_fit(named, text):
+    with pytest.raises(CaptureError, match=text):
+        capture(Masked(), IMAGE, kwargs=named)
+
+
 def test_inputs_are_not_written_to():
-    program = capture(Call(lambda self, x: x.add_(1) * 2), torch.ones(2, 4))
+    text = "^writes to its input 'x'; the compiled model leaves it as it is$"
+    with pytest.warns(ShohinWarning, match=text):
+        program = capture(Call(lambda self, x: x.add_(1) * 2), torch.ones(2, 4))
     x = torch.ones(2, 4)
     assert torch.equal(program.module(x), torch.full((2, 4), 4.0))
     assert torch.equal(x, torch.ones(2, 4))

@@ -1,3 +1,4 @@
+import os
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -7,7 +8,7 @@ import torch
 
 from shohin.errors import ArtifactError
 from shohin.ir import ActivationFormat, Sparse, annotate, draw, tensor_of
-from shohin.ir.drawing import format_bytes, render
+from shohin.ir.drawing import _quiet_unless_failing, format_bytes, render
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -42,6 +43,15 @@ def test_colours_follow_the_encodings_with_a_legend(program):
         ElementTree.fromstring(render(replace(program, encodings={"conv1.weight": encoding})))
     )
     assert {"sparse", "dense", "none", "8 bits, fraction 5"} <= set(texts)
+
+
+def test_what_libraries_say_is_shown_only_on_failure(capfd):
+    with _quiet_unless_failing():
+        os.write(2, b"warning")
+    assert capfd.readouterr().err == ""
+    with pytest.raises(OSError, match="file descriptor"), _quiet_unless_failing():
+        os.close(os.write(2, b"cause") + 10_000)
+    assert capfd.readouterr().err == "cause"
 
 
 def test_an_unwritable_path(program, tmp_path: Path):

@@ -27,6 +27,10 @@ _DIVISION_COST = 4.0
 _LOAD_COST = 0.5
 
 
+class RefusedError(ValueError):
+    """The generic route cannot compile something, for a reason that means something to people."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """A loop of a stage: its variable, and how many steps it makes."""

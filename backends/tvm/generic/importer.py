@@ -4,6 +4,7 @@ The nodes are traced down to core ATen under fake tensors, imported by TVM's imp
 converters of our own where it has none or is wrong) and legalised to one PrimFunc per operator.
 """
 
+import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -16,10 +17,15 @@ from torch._decomp import core_aten_decompositions, get_decompositions
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
+from tvm import ir
 from tvm.relax import transform
-from tvm.relax.frontend.torch import from_exported_program
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from shohin.backends.tvm.generic.converters import CONVERTERS
+from shohin.backends.tvm.generic.expressions import RefusedError
+from shohin.backends.tvm.generic.operands import operator_name, prepare_operands
+from shohin.backends.tvm.generic.quiet import quiet
+from shohin.backends.tvm.generic.relax_values import Value, value_shape
 
 _ATEN = torch.ops.aten
 _KEPT = {
@@ -108,6 +114,29 @@ def _mutates(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
+class _CheckedValues(dict[Any, Any]):
+    """Relax values by ATen node, each that is used of the type that torch gives the node."""
+
+    def __setitem__(self, node: Any, value: Value) -> None:
+        if isinstance(node, fx.Node) and node.op == "call_function" and node.users:
+            _check_type(node, value)
+        super().__setitem__(node, value)
+
+
+def _check_type(node: fx.Node, value: Value) -> None:
+    """Refuse a value whose shape or type is not what torch says."""
+    expected = node.meta.get("val")
+    if not isinstance(expected, torch.Tensor) or not isinstance(value, ir.Expr):
+        return
+    wanted = f"{str(expected.dtype).removeprefix('torch.')}{list(expected.shape)}"
+    try:
+        found = f"{value.ty.dtype}{list(value_shape(value))}"
+    except (AttributeError, ValueError) as error:
+        raise RefusedError(f"TVM does not know the shape of {node.target}") from error
+    if found != wanted:
+        raise RefusedError(f"TVM computes {node.target} as {found}, torch as {wanted}")
+
+
 def import_region(module: fx.GraphModule, inputs: Inputs) -> Any:
     """The region as a Relax module of TIR calls.
 
@@ -116,20 +145,30 @@ def import_region(module: fx.GraphModule, inputs: Inputs) -> Any:
         inputs: shape and type of each placeholder.
 
     Raises:
-        ValueError: an operator would be computed in the wrong type.
+        RefusedError: an operator would be computed wrongly.
     """
     traced = trace(module, inputs)
     _refuse_wrong_results(traced)
+    prepare_operands(traced)
     arguments = tuple(torch.empty(shape, dtype=dtype) for shape, dtype in inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.export.export(traced, arguments)
-        relax_module = from_exported_program(
-            program,
-            unwrap_unit_return_tuple=False,
-            run_ep_decomposition=False,
-            custom_convert_map=CONVERTERS,
-        )
+        with quiet():
+            return _legalised(program)
+
+
+def _legalised(program: torch.export.ExportedProgram) -> Any:
+    importer = ExportedProgramImporter()
+    importer.env = _CheckedValues()
+    try:
+        relax_module = importer.from_exported_program(program, False, False, False, CONVERTERS)
+    except Exception as error:
+        # An unfinished builder complains when it goes, so let it go while nothing is printed.
+        traceback.clear_frames(error.__traceback__)
+        importer.env.clear()
+        importer.block_builder = None
+        raise
     passes = [transform.LegalizeOps(), transform.DeadCodeElimination(), transform.ToNonDataflow()]
     with tvm.target.Target({"kind": "llvm"}):
         return tvm.transform.Sequential(passes)(relax_module)
@@ -149,17 +188,19 @@ def _refuse_wrong_results(traced: fx.GraphModule) -> None:
     for node in traced.graph.nodes:
         if node.op not in ("call_function", "placeholder"):
             continue
-        for value in tree_leaves(node.meta["val"]):
+        for value in tree_leaves(node.meta.get("val")):
             if isinstance(value, torch.Tensor) and value.dtype not in _TYPES:
-                raise ValueError(f"{node.target} gives {value.dtype}, which has no kernels")
+                what = node.target if node.op == "call_function" else "the operator before it"
+                raise RefusedError(f"{what} gives {value.dtype}, which has no kernels")
         if node.op == "call_function":
-            _refuse_operator(node, str(node.target).removeprefix("aten.").partition(".")[0])
+            _refuse_operator(node, operator_name(node))
 
 
 def _refuse_operator(node: fx.Node, name: str) -> None:
     if name in _WRONG:
-        raise ValueError(f"TVM's {node.target} differs from torch's")
-    if name in _FLOAT_ONLY and node.meta["val"].dtype != torch.float32:
-        raise ValueError(f"{node.target} of {node.meta['val'].dtype} would be computed in float32")
+        raise RefusedError(f"TVM's {node.target} differs from torch's")
+    value = node.meta.get("val")
+    if name in _FLOAT_ONLY and isinstance(value, torch.Tensor) and value.dtype != torch.float32:
+        raise RefusedError(f"{node.target} of {value.dtype} would be computed in float32")
     if name in _WITH_INDICES and any(user.args[1] == 1 and user.users for user in node.users):
-        raise ValueError(f"{node.target}: TVM does not give the indices")
+        raise RefusedError(f"{node.target}: TVM does not give the indices")

@@ -7,7 +7,7 @@ import numpy as np
 from torch import fx
 from tvm import te, tirx
 
-from shohin.backends.tvm.generic.expressions import Expr, constant
+from shohin.backends.tvm.generic.expressions import Expr, RefusedError, constant
 from shohin.backends.tvm.generic.relax_values import Importer, Value, argument, value_shape
 
 
@@ -49,7 +49,7 @@ def _emit(importer: Importer, data: Value, indices: Sequence[Value | None]) -> V
     axes = [axis for axis, table in enumerate(indices) if table is not None]
     tables = [table for table in indices if table is not None]
     if any(str(table.ty.dtype) == "bool" for table in tables):
-        raise ValueError("indexing by a mask gives a shape that is known only at run time")
+        raise RefusedError("indexing by a mask gives a shape that is known only at run time")
     shared = np.broadcast_shapes(*(value_shape(table) for table in tables))
     return importer.block_builder.emit_te(_lookup(axes, shared), data, *tables)
 

@@ -30,6 +30,9 @@ from shohin.backends.tvm.generic.stages import LoopStage, Stage, Storage
 _RECOMPUTATION = 8.0
 """Operations per element worth spending again to save a store and its loads."""
 
+_LARGEST_EXPRESSION = 2000.0
+"""Operations of a value beyond which nothing more is inlined: nested copies grow exponentially."""
+
 AnyStage = Stage | LoopStage
 
 
@@ -70,6 +73,8 @@ def _inline(
         return stages
     if not _worth_repeating(stage, users, storage, kept=name in outputs):
         return stages
+    if not all(_stays_small(stage, user, storage) for user in users):
+        return stages
     later = [
         _with_producer(other, stage, storage) if other in users else other
         for other in stages[position + 1 :]
@@ -82,6 +87,15 @@ def _worth_repeating(stage: Stage, users: list[Any], storage: Storage, kept: boo
     demand = sum(_demand(user, stage.target.name, storage) for user in users)
     repeats = demand / max(elements, 1) - (0 if kept else 1)
     return cost(stage.value) * repeats <= _RECOMPUTATION
+
+
+def _stays_small(stage: Stage, user: Any, storage: Storage) -> bool:
+    """Whether the user's expressions keep a size that compilers handle, the stage put in."""
+    expressions = user.expressions()
+    names = [storage.root(load.source.name) for load in loads(*expressions)]
+    count = names.count(stage.target.name)
+    size = sum(cost(expression) for expression in expressions)
+    return count <= 1 or size + count * cost(stage.value) <= _LARGEST_EXPRESSION
 
 
 def _demand(user: Stage, name: str, storage: Storage) -> int:

@@ -18,7 +18,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from tvm import ir, tirx
 
-from shohin.backends.tvm.generic.expressions import Buffer, Expr, linear, map_loads, shape_of
+from shohin.backends.tvm.generic.expressions import (
+    Buffer,
+    Expr,
+    RefusedError,
+    contains,
+    linear,
+    map_loads,
+    shape_of,
+)
 from shohin.backends.tvm.generic.importer import Inputs, import_region
 from shohin.backends.tvm.generic.inline import fuse
 from shohin.backends.tvm.generic.nests import canonical, flatten, segments
@@ -168,12 +176,15 @@ def _compile(key: _RegionKey) -> RegionCode:
         reader = RegionReader(import_region(key.module, key.inputs))
         outputs = reader.read()
         return _Assembler(reader.storage, outputs).assemble(reader.stages)
+    except RefusedError as error:
+        raise _region_error(f"TVM cannot compile it: {error}") from error
     # TVM raises AssertionError, KeyError, TypeError and its own kinds for what it cannot import.
     except Exception as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise RegionError(
-            "region", f"TVM cannot compile it: {reason[0]}", "see the error that this one follows"
-        ) from error
+        raise _region_error("TVM has no lowering for it") from error
+
+
+def _region_error(problem: str) -> RegionError:
+    return RegionError("region", problem, "see the error that this one follows")
 
 
 class _Assembler:
@@ -231,6 +242,8 @@ def _kernels(
 ) -> list[RangedKernel]:
     if isinstance(stage, LoopStage):
         _refuse_runtime_calls(stage.body)
+        if contains(stage.body, tirx.AllocBuffer):
+            raise RefusedError("it needs scratch memory from TVM's runtime")
         return [build_loops(_flatten_loops(stage, storage, flat), flat)]
     if any(axis.extent == 0 for axis in stage.axes):
         return []
@@ -243,7 +256,7 @@ def _kernels(
 def _refuse_runtime_calls(body: Any) -> None:
     def visit(call: Any) -> None:
         if str(getattr(call.op, "name", "")).endswith(_FORBIDDEN_CALLS):
-            raise ValueError(f"it needs TVM's runtime: {call.args[0]}")
+            raise RefusedError(f"it needs TVM's runtime: {call.args[0]}")
 
     tvm_ffi.structural_walk(body, (ir.Call, visit))
 

@@ -18,6 +18,7 @@ from shohin.backends.tvm.generic.expressions import (
     Axis,
     Buffer,
     Expr,
+    RefusedError,
     Stmt,
     analyzer_for,
     buffers,
@@ -184,7 +185,7 @@ class RegionReader:
             return self._evaluate(value.tuple_value)[value.index]
         if isinstance(value, ir.Call) and getattr(value.op, "name", "") == "relax.call_tir":
             return self._call(value)
-        raise ValueError(f"the legaliser left {_name_of(value)}")
+        raise RefusedError(f"no lowering for {_name_of(value).removeprefix('relax.')}")
 
     def _constant(self, value: Any) -> Buffer:
         array = value.data.numpy() if hasattr(value, "data") else value.value.numpy()
@@ -194,7 +195,7 @@ class RegionReader:
 
     def _call(self, call: Any) -> Any:
         if len(call.args) > 2:
-            raise ValueError("shapes that are known only at run time")
+            raise RefusedError("shapes that are known only at run time")
         function = self.module[call.args[0]]
         arguments = _flatten(self._evaluate(call.args[1]))
         parameters = list(function.params)

@@ -19,6 +19,9 @@ from shohin.passes.patterns import argument
 
 Handler: TypeAlias = Callable[["Selector", fx.Node], bool]
 
+_LARGEST_FOLDED = 4 << 20
+"""Bytes of the largest result that is computed at compile time."""
+
 
 class Selector:
     """Walks a graph once and collects operations.
@@ -39,6 +42,8 @@ class Selector:
         self._pending: list[fx.Node] = []
         self._taken: set[fx.Node] = set()
         self._constants: dict[str, Value] = {}
+        self._known: dict[fx.Node, Tensor] = {}
+        self._folds = not any(_mutates(node) for node in program.graph.nodes)
 
     def select(self) -> Operations:
         """The whole program as operations."""
@@ -49,10 +54,11 @@ class Selector:
                 inputs.append(self._define(node))
             elif node.op == "get_attr":
                 self.values[node] = self.constant(str(node.target))
+                self._known[node] = tensor_of(self.program.module, str(node.target)).detach()
             elif node.op == "output":
                 self._flush()
                 outputs = [self.value(result) for result in _flatten(node.args[0])]
-            elif self._computes_tensor(node) and node not in self._taken:
+            elif self._computes_tensor(node) and node not in self._taken and not self._fold(node):
                 self._select_node(node)
         return Operations(inputs, outputs, self.operations)
 
@@ -66,6 +72,24 @@ class Selector:
             parts = [user for user in node.users if self._computes_tensor(user)]
             self._pending += parts
             self._taken.update(parts)
+
+    def _fold(self, node: fx.Node) -> bool:
+        """Compute a small node here and now, if no input of the program has a part in it."""
+        fake = self.fakes[node]
+        inputs = [n for n in node.all_input_nodes if self._computes_tensor(n)]
+        if not self._folds or not isinstance(fake, Tensor) or not _is_deterministic(node):
+            return False
+        if fake.nbytes > _LARGEST_FOLDED or any(n not in self._known for n in inputs):
+            return False
+        arguments, keywords = fx.node.map_arg(
+            (node.args, node.kwargs),
+            lambda n: self._known[n] if n in self._known else self.concrete(n),
+        )
+        with torch.no_grad():
+            tensor = node.target(*arguments, **keywords)  # type: ignore[operator]
+        self._known[node] = tensor.contiguous()
+        self.values[node] = Value(node.name, tuple(tensor.shape), tensor.dtype, self._known[node])
+        return True
 
     def _settled(self, node: fx.Node) -> bool:
         """Whether the node's inputs are computed once the pending region is emitted."""
@@ -180,6 +204,17 @@ class Selector:
         arguments = fx.node.map_arg(node.args, resolve)
         keywords = fx.node.map_arg(node.kwargs, resolve)
         return graph.create_node(node.op, node.target, arguments, keywords, node.name)
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _is_deterministic(node: fx.Node) -> bool:
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and torch.Tag.nondeterministic_seeded not in node.target.tags
+    )
 
 
 def _plain_number(fake: object) -> object:

@@ -238,7 +238,6 @@ static void print_info(const shohin_info *info) {
     printf("steps     %" PRId32 "\n", info->step_count);
     printf("arena     %zu bytes\n", info->arena_bytes);
     printf("constants %zu bytes\n", info->constant_bytes);
-    printf("metadata  %s\n", info->metadata);
 }
 
 /* ---------------------------------------------------------------- inputs */

@@ -44,7 +44,15 @@ class Shell(TyperGroup):
             raise typer.Exit(1) from error
 
 
+_EXIT_CODES = (
+    "Exit codes: 0 success; 1 a pass that bisect found, or an error of the user's own code; "
+    "2 wrong usage; 3 a model that cannot be captured; 4 a pass that fails; 5 an invalid program; "
+    "6 operators that cannot be compiled; 7 a file that cannot be read or written; "
+    "8 inputs that do not fit; 130 interrupted."
+)
+
 app = typer.Typer(
+    epilog=_EXIT_CODES,
     cls=Shell,
     no_args_is_help=True,
     add_completion=True,

@@ -86,7 +86,7 @@ def bench(
     if as_json:
         show_json(_plain(comparison))
         return
-    show(comparison.title(), "", comparison.grid())
+    show(comparison.title(), "", comparison.grid(), "", comparison.footer())
     for name, reason in comparison.failures.items():
         note(f"{name}: {reason}")
 

@@ -33,7 +33,8 @@ def bisect(
     """Find the pass that breaks a model, and the layer where it does.
 
     Broken is a model whose outputs differ by more than --tolerance on the first batch; with
-    --evaluate, one whose number falls by more than --drop.
+    --evaluate, one whose number falls by more than --drop. The exit code is 1 when a pass is found
+    and 0 when none breaks the model.
 
     \b
     Examples:
@@ -64,8 +65,10 @@ def bisect(
     result = search(found.program, pipeline, context, check)
     if as_json:
         show_json(_plain(result))
-        return
-    show(str(result))
+    else:
+        show(str(result))
+    if result.culprit is not None:
+        raise typer.Exit(1)
 
 
 def _plain(result: "BisectResult") -> dict[str, object]:

@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from shohin.api import compile, optimize  # noqa: A004 - the public name
-from shohin.backends.base import Artifact
 from shohin.backends.inputs import count_of, numpy_dtype
 from shohin.backends.tvm.binary import Binary
+from shohin.batches import noise
 from shohin.bench import Timing, measure
-from shohin.cli.loading import Model, at_batch, random_inputs
+from shohin.cli.loading import Model, at_batch
 from shohin.errors import SpecError, UnsupportedError
 from shohin.passes.instruments.drift import compare
 from shohin.rivals import Rival, make_rival
@@ -33,7 +33,7 @@ class Contestant:
         module: the model in PyTorch.
     """
 
-    artifact: Artifact
+    artifact: Binary
     threads: int
     inputs: tuple[Tensor, ...]
     module: nn.Module | None
@@ -68,6 +68,7 @@ class Comparison:
         threads: threads of every runtime.
         entries: results, shohin's first.
         failures: why a runtime could not run the model, by its name.
+        own_milliseconds: what the steps of the compiled model take by its own clock, summed.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Comparison:
     threads: int
     entries: tuple[Entry, ...]
     failures: dict[str, str] = field(default_factory=dict)
+    own_milliseconds: float = 0.0
 
     def title(self) -> str:
         """One line that says what was measured."""
@@ -83,6 +85,11 @@ class Comparison:
         batch = f", batch {self.batch}" if self.batch else ""
         rounds = self.entries[0].time.rounds
         return f"{self.name}, {self.target}{batch}, {threads}, medians of {rounds} rounds"
+
+    def footer(self) -> str:
+        """One line on what the times include."""
+        own = f"{self.own_milliseconds:.3f} ms"
+        return f"times include the call from Python; the steps of {_OURS}'s binary take {own}"
 
     def grid(self) -> Grid:
         """The results as a table."""
@@ -110,7 +117,7 @@ def compiled(
     """Compile a model for this machine."""
     program = optimize(model.program, passes, drift=False).program if passes else model.program
     target = f"cpu{{threads={threads}}}"
-    artifact = compile(program, target, batch=batch, progress=progress)
+    artifact = cast("Binary", compile(program, target, batch=batch, progress=progress))
     return Contestant(artifact, threads, at_batch(model, batch), model.module)
 
 
@@ -124,7 +131,7 @@ def loaded(file: str, model: Model | None, threads: int | None) -> Contestant:
     binary = Binary.load(file, threads)
     specs = binary.info.inputs
     if model is None:
-        return Contestant(binary, binary.threads, random_inputs(specs), None)
+        return Contestant(binary, binary.threads, noise(specs), None)
     inputs = at_batch(model, binary.info.batch or 1)
     found = [(tuple(tensor.shape), tensor.dtype) for tensor in inputs]
     if found != [(spec.shape, spec.dtype) for spec in specs]:
@@ -167,7 +174,10 @@ def compare_with(
         )
         for name, time in times.items()
     )
-    return Comparison(info.name, info.target, info.batch, contestant.threads, entries, failures)
+    own = sum(time for _, time in contestant.artifact.profile(arrays))
+    return Comparison(
+        info.name, info.target, info.batch, contestant.threads, entries, failures, own
+    )
 
 
 def _rivals(contestant: Contestant, names: Sequence[str]) -> tuple[list[Rival], dict[str, str]]:

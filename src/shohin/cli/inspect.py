@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shohin.cli.options import AsJson, Data, InputShape
+from shohin.cli.outputs import check_library
 from shohin.cli.screen import lines, note, show, show_json
 from shohin.errors import SpecError
 
@@ -48,6 +49,7 @@ def inspect(
       shohin inspect shohin.zoo:lenet5 --draw lenet5.svg
       shohin inspect net.shohin --text
     """  # noqa: D301 - \b keeps typer from joining the lines
+    check_library(file)
     if file.endswith(".so"):
         if text or draw:
             raise SpecError(file, "a compiled model has no graph to show", "inspect its .shohin")
@@ -136,9 +138,9 @@ def describe_info(info: "ArtifactInfo", file: str) -> dict[str, Any]:
 
 
 def _timed_steps(binary: "Binary") -> list[dict[str, Any]]:
-    from shohin.cli.loading import random_inputs
+    from shohin.batches import noise
 
-    arrays = [tensor.numpy() for tensor in random_inputs(binary.info.inputs)]
+    arrays = [tensor.numpy() for tensor in noise(binary.info.inputs)]
     times = binary.profile(arrays)
     return [
         {**asdict(step), "milliseconds": round(time, 6)}

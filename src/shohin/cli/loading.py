@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from shohin.batches import noise, noise_of
 from shohin.cli.names import call_object, load_object
 from shohin.errors import InputError, SpecError
 from shohin.ir.capture import capture
@@ -51,17 +52,17 @@ def load_model(text: str, shapes: Sequence[str] = (), data: Iterable[object] = (
     """
     if text.endswith(_FILES):
         program = load_program(text) if text.endswith(".shohin") else capture(text)
-        return Model(program, program.module, random_inputs(program.inputs))
+        return Model(program, program.module, noise(program.inputs))
     found = load_object(text, "MODEL")
     model = (
         found if isinstance(found, (nn.Module, ExportedProgram, Program)) else _build(found, text)
     )
     if isinstance(model, Program):
-        return Model(model, model.module, random_inputs(model.inputs))
+        return Model(model, model.module, noise(model.inputs))
     name = _title(text)
     if isinstance(model, ExportedProgram):
         program = capture(model, name=name)
-        return Model(program, program.module, random_inputs(program.inputs))
+        return Model(program, program.module, noise(program.inputs))
     inputs = _example_inputs(text, found, model, shapes, data)
     return Model(capture(model, inputs, name=name), model.eval(), inputs)
 
@@ -89,12 +90,6 @@ def at_batch(model: Model, batch: int) -> tuple[Tensor, ...]:
     """A model's example inputs at a batch size: cut, or repeated."""
     pairs = zip(model.inputs, model.program.inputs, strict=True)
     return tuple(_resized(tensor, spec, batch) for tensor, spec in pairs)
-
-
-def random_inputs(inputs: Sequence[InputSpec], batch: int = 1) -> tuple[Tensor, ...]:
-    """Inputs that fit a program: standard normal numbers of seed 0, zeros where not float."""
-    generator = torch.Generator().manual_seed(0)
-    return tuple(_random(spec.concrete(batch), spec.dtype, generator) for spec in inputs)
 
 
 def parse_shape(text: str) -> tuple[tuple[int, ...], torch.dtype]:
@@ -146,7 +141,7 @@ def _example_inputs(
 ) -> tuple[Tensor, ...]:
     if shapes:
         generator = torch.Generator().manual_seed(0)
-        return tuple(_random(*parse_shape(shape), generator) for shape in shapes)
+        return tuple(noise_of(*parse_shape(shape), generator) for shape in shapes)
     first = next(iter(data), None)
     if first is not None:
         return _as_inputs(first, "--data, first batch")
@@ -183,9 +178,3 @@ def _zoo_inputs(found: object) -> tuple[Tensor, ...] | None:
 
 def _letters(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _random(shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
-    return torch.zeros(shape, dtype=dtype)

@@ -36,9 +36,17 @@ def optimize(
         Path | None,
         typer.Option("--dump", help="Folder to write the program to after every pass, as text."),
     ] = None,
+    print_before: Annotated[
+        list[str],
+        typer.Option(
+            "--print-before", metavar="PASS", help="Print the program before a pass, or 'all'."
+        ),
+    ] = [],  # noqa: B006 - typer reads the default, nobody writes to it
     print_after: Annotated[
         list[str],
-        typer.Option("--print-after", metavar="PASS", help="Print the program after a pass."),
+        typer.Option(
+            "--print-after", metavar="PASS", help="Print the program after a pass, or 'all'."
+        ),
     ] = [],  # noqa: B006 - typer reads the default, nobody writes to it
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Verify the program after every pass.")
@@ -74,7 +82,8 @@ def optimize(
         workdir=workdir,
         resume=resume,
         verify_each=verify,
-        print_after=print_after,
+        print_before="all" if "all" in print_before else print_before,
+        print_after="all" if "all" in print_after else print_after,
         dump=dump,
         progress=True,
     )

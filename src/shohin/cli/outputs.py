@@ -1,4 +1,4 @@
-"""Checks of output files before the work whose result they are to hold."""
+"""Checks of files before the work that reads them, or whose result they are to hold."""
 
 import os
 from pathlib import Path
@@ -36,3 +36,30 @@ def check_form(path: Path) -> None:
         problem = f"expected a name that ends in .so, .a, .o or nothing, got '{path.suffix}'"
         hint = "net.so is a shared library, net.a a static one, net.o an object, net an executable"
         raise SpecError(str(path), problem, hint)
+
+
+def check_library(file: str) -> None:
+    """Refuse a form of a compiled model that only a linker can read.
+
+    Raises:
+        ArtifactError: when the name is that of a static library or an object.
+    """
+    if file.endswith((".a", ".o")):
+        problem = "static libraries and objects cannot be loaded"
+        raise ArtifactError(file, problem, "compile to .so, e.g. -o net.so, and use that")
+
+
+def check_no_executable(file: str) -> None:
+    """Refuse a compiled model that is a program of its own.
+
+    Raises:
+        ArtifactError: when the file is an executable that shohin made, or no file of shohin's.
+    """
+    path = Path(file)
+    if path.is_file() and not path.suffix:
+        from shohin.backends.tvm.trailer import read_trailer
+
+        read_trailer(path)
+        command = file if path.is_absolute() else f"./{file.removeprefix('./')}"
+        problem = "is a program of its own and cannot be loaded"
+        raise ArtifactError(file, problem, f"run it itself: {command} x.npy")

@@ -48,9 +48,11 @@ def run(
         read_arrays,
         write_arrays,
     )
-    from shohin.cli.outputs import check_output
+    from shohin.cli.outputs import check_library, check_no_executable, check_output
 
     check_output(output)
+    check_library(file)
+    check_no_executable(file)
     arrays = read_arrays(inputs)
     artifact = load_artifact(file, arrays)
     names = [spec.name for spec in artifact.info.outputs]

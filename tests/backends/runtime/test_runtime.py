@@ -760,7 +760,6 @@ def test_info_and_help(execute: Execute) -> None:
         "steps     7",
         f"arena     {4 * (3 + 4 + 4 * 67)} bytes",
         "constants 8 bytes",
-        'metadata  {"key": 1}',
     ]
     done = execute("--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -284,3 +284,20 @@ def test_what_nothing_compiles_is_named() -> None:
     assert text.endswith(
         "; replace the operators in the model, or run the program with the reference backend"
     )
+
+
+def test_what_needs_no_input_is_computed_beforehand() -> None:
+    module = net(lambda s, x: (x + torch.full((6, 6), 2.0).triu(1), torch.arange(4) * 2))
+    lines = selected(module, (6, 6)).splitlines()
+    assert not any(name in "".join(lines[:-1]) for name in ("full =", "triu =", "arange ="))
+    check(module, (6, 6))
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_attention_with_a_causal_mask(need_weights: bool) -> None:
+    def attend(s: Any, x: Tensor) -> tuple[Tensor, ...]:
+        mask = nn.Transformer.generate_square_subsequent_mask(6)
+        found = s.a(x, x, x, attn_mask=mask, need_weights=need_weights)
+        return tuple(part for part in found if part is not None)
+
+    check(net(attend, a=nn.MultiheadAttention(16, 4, batch_first=True)), (6, 16))

@@ -54,7 +54,9 @@ def test_native_is_a_level_that_runs_here() -> None:
 
 
 def test_what_a_machine_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_host_flags", lambda: frozenset({"ssse3", "sse4_1", "sse4_2", "avx2", "fma"}))
+    monkeypatch.setattr(
+        module, "_host_flags", lambda: frozenset({"ssse3", "sse4_1", "sse4_2", "avx2", "fma"})
+    )
     assert host_runs("x86-64-v3") == "this machine lacks bmi2, movbe"
     assert host_runs("x86-64-v2") == ""
 

@@ -9,10 +9,10 @@ import torch
 
 from shohin.errors import ArtifactError, PassError
 from shohin.ir.program import Program, set_tensor
-from shohin.ir.serialise import content_hash
+from shohin.ir.serialise import content_hash, load_program, read_header, save_program
 from shohin.passes.base import Context, Pass, PassResult
 from shohin.passes.instruments.checkpoint import Checkpoint, CheckpointWarning
-from shohin.passes.instruments.drift import Drift, Error
+from shohin.passes.instruments.drift import Drift, Error, PassDrift
 from shohin.passes.manager import PassManager
 from shohin.passes.remarks import Outcome, Remark
 
@@ -187,6 +187,41 @@ def test_drift_after_resuming_is_against_the_original(
     PassManager(passes, [Checkpoint(tmp_path), drift]).run(program, Context())
     (last,) = drift.drifts
     assert (last.step, last.total) == (Error(4.0, 4.0 / 7), Error(7.0, 7.0 / 4))
+
+
+def test_drifts_are_restored_for_the_same_sample(
+    program: Program, passes: list[Pass], runs: list[str], tmp_path: Path
+) -> None:
+    def drifts(passes: list[Pass], sample: list[list[float]]) -> tuple[PassDrift, ...]:
+        drift = Drift((torch.tensor(sample),))
+        instruments = [drift, Checkpoint(tmp_path, drift=drift)]
+        for _ in range(2):  # An instrument can be used again.
+            PassManager(passes, instruments).run(program, Context())
+        return drift.drifts
+
+    sample = [[1.0, 2.0]]
+    expected = drifts(passes, sample)
+    assert len(expected) == 3
+    assert drifts(passes, sample) == expected
+    assert drifts(passes[:2], sample) == expected[:2]
+    assert len(runs) == 3
+    assert drifts(passes, [[2.0, 2.0]]) == ()
+
+
+def test_malformed_drifts_run_the_pass_again(
+    program: Program, passes: list[Pass], runs: list[str], tmp_path: Path
+) -> None:
+    drift = Drift((torch.tensor([[1.0, 2.0]]),))
+    checkpoint = Checkpoint(tmp_path, drift=drift)
+    PassManager(passes[:1], [drift, checkpoint]).run(program, Context())
+    (path,) = tmp_path.iterdir()
+    extra = read_header(path).extra
+    for text in ("{}", "[3]"):
+        save_program(load_program(path), path, {**extra, "drifts": text})
+        with pytest.warns(CheckpointWarning, match="drifts"):
+            PassManager(passes[:1], [drift, checkpoint]).run(program, Context())
+    assert len(runs) == 3
+    assert len(drift.drifts) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(

@@ -42,6 +42,17 @@ def test_the_table_has_a_row_a_pass(program: Program, shift: Callable[..., Pass]
     assert "0.25" in console.file.getvalue()
 
 
+def test_a_program_that_cannot_run_on_noise_is_left_alone(
+    program: Program, shift: Callable[..., Pass]
+) -> None:
+    wrong = (torch.zeros(3, 5),)
+    drift = Drift(wrong, is_noise=True)
+    PassManager([shift()], [drift]).run(program, Context())
+    assert drift.drifts == ()
+    with pytest.raises(RuntimeError):
+        PassManager([shift()], [Drift(wrong)]).run(program, Context())
+
+
 INF, NAN = math.inf, math.nan
 
 

@@ -157,6 +157,31 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]] = {
     "prod": (lambda x: x.prod(1), (WIDE,)),
     "doubles": (lambda x: (x.double() * 0.1).sum(1), (WIDE,)),
     "repeat": (lambda x: x.repeat(2, 3), (WIDE,)),
+    "integer_and_float": (
+        lambda i: (i * 0.5, i + 0.5, i.float() + torch.arange(37) * 0.5, torch.rsub(i, 1.5)),
+        (INTS,),
+    ),
+    "bool_arithmetic": (
+        lambda b, x: (b + x, b * 0.5, b + 1, b + b, b * b, b.sum(1), b.cumsum(1)),
+        (WIDE > 0, WIDE),
+    ),
+    "integer_clamp": (lambda i: (i.clamp(-1.5, 7.5), i.clamp(min=2), i.clamp(max=3.5)), (INTS,)),
+    "where_of_types": (
+        lambda i, x: (
+            torch.where(i > 3.5, i, x),
+            torch.where(i > 3, i, 0.5),
+            torch.where(x > 0, 1, i),
+        ),
+        (INTS, WIDE),
+    ),
+    "integer_true_division": (lambda i: (i / 2, i / (i.abs() + 1), i % 2.5), (INTS,)),
+    "integer_power": (lambda i: (i**-0.5, i**2.5, i**2), (INTS.abs() + 1,)),
+    "integer_unary": (lambda i: (i.sqrt(), i.sigmoid(), torch.logical_not(i)), (INTS.abs(),)),
+    "mixed_comparisons": (
+        lambda i, x: (i == i.float(), i > 0.5, torch.maximum(i, x)),
+        (INTS, WIDE),
+    ),
+    "mixed_cat": (lambda i: torch.cat([i, i * 0.5], 1), (INTS,)),
     "same_output": (lambda x: (x.reshape(37, 3), x.t(), (x + 1).reshape(-1)), (WIDE,)),
     "long_row": (lambda x: (x.sum(-1), x.amax(-1), x * 2), (_floats(3, 5003),)),
     "large": (

@@ -1,14 +1,18 @@
 """What regions give besides numbers: refusals, sharing, aliases, edge values."""
 
+import gc
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from shohin.backends.tvm.generic import importer
 from shohin.backends.tvm.generic.region import RegionError, compile_region, unsupported_nodes
 
 
@@ -24,6 +28,71 @@ def test_an_unsupported_operator_is_named(capture_region: Callable[..., Any]) ->
     refused = unsupported_nodes(region.module, _shapes(*region.inputs))
     assert [str(node.target) for node, _ in refused] == ["aten.sort.default"]
     assert refused[0][1]
+
+
+def test_errors_of_tvm_are_not_shown(
+    capture_region: Callable[..., Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for function in (torch.lgamma, torch.linalg.inv):
+        with pytest.raises(RegionError) as caught:
+            capture_region(function, torch.eye(3)).compile()
+        assert caught.value.problem == "TVM has no lowering for it"
+        del caught
+    gc.collect()
+    assert "Warning" not in capfd.readouterr().err
+
+
+def test_a_wrong_type_is_refused(
+    capture_region: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importer, "prepare_operands", lambda traced: None)
+    region = capture_region(lambda x: x * 0.25, torch.arange(7).reshape(7, 1))
+    with pytest.raises(RegionError, match=r"aten\.mul\.Tensor as int64\[7, 1\], torch as float32"):
+        region.compile()
+
+
+@pytest.mark.parametrize("wild", [-(1 << 40), -1, 5, 1 << 40])
+def test_wild_indices_stay_inside(
+    wild: int, capture_region: Callable[..., Any], make_runner: Callable[..., Any]
+) -> None:
+    x, index = torch.arange(15.0).reshape(3, 5), torch.zeros(3, 2, dtype=torch.int64)
+    region = capture_region(lambda x, i: (x.gather(1, i), x.scatter(1, i, 2.0)), x, index)
+    region.inputs[1][:] = wild
+    inside = index.clamp(0, 4)
+    gathered, scattered = make_runner({"wild": region.compile()}).run("wild", region, 1)
+    np.testing.assert_array_equal(gathered, x.gather(1, inside).numpy())
+    np.testing.assert_array_equal(scattered, x.scatter(1, inside, 2.0).numpy())
+
+
+def test_many_outputs_compile_quickly(
+    capture_region: Callable[..., Any], make_runner: Callable[..., Any]
+) -> None:
+    def many(x: Any) -> Any:
+        return (
+            F.rms_norm(F.silu(x), (8,)), F.glu(x), F.gelu(x, approximate="tanh"), F.mish(x),
+            F.logsigmoid(x), F.normalize(x), F.hardtanh(x), F.selu(x), F.log_softmax(x, 1),
+            torch.erf(x), x.abs().pow(1.7), x.std(1), x.norm(dim=1),
+        )  # fmt: skip
+
+    region = capture_region(many, torch.linspace(-2, 2, 16).reshape(2, 8))
+    start = time.perf_counter()
+    results = make_runner({"many": region.compile()}).run("many", region, 1)
+    assert time.perf_counter() - start < 15
+    for result, wanted in zip(results, region.expected, strict=True):
+        np.testing.assert_allclose(result, wanted.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_shared_parts_do_not_multiply(capture_region: Callable[..., Any]) -> None:
+    def recurrence(x: Any) -> Any:
+        state = x[:, :1] * 0.5
+        for step in range(8):
+            gates = torch.cat([state + x[:, step : step + 1], state * 2, state - 1, state], 1)
+            state = gates[:, :1] * gates[:, 1:2] + gates[:, 2:3] * gates[:, 3:]
+        return state
+
+    start = time.perf_counter()
+    capture_region(recurrence, torch.ones(2, 8)).compile()
+    assert time.perf_counter() - start < 15
 
 
 def test_a_supported_region_refuses_no_node(capture_region: Callable[..., Any]) -> None:
