@@ -46,7 +46,13 @@ def test_error_and_debug(process, net) -> None:
 
 
 def test_interruption(process, tmp_path) -> None:
-    text = "import os, signal\ndef model():\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    # A process started in the background may ignore interrupts from birth.
+    text = (
+        "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "def model():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
     (tmp_path / "stop.py").write_text(text)
     done = process("optimize", f"{tmp_path}/stop.py:model", "--passes", "fold-bn")
     assert (done.code, done.out, done.err) == (130, "", "interrupted\n")
