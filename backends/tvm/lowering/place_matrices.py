@@ -20,25 +20,28 @@ from shohin.backends.tvm.lowering.operations import (
     Value,
     View,
 )
-from shohin.backends.tvm.lowering.plan import Planner, kernel_steps, numpy_of, padded
+from shohin.backends.tvm.lowering.plan import (
+    Planner,
+    blocked_bytes,
+    kernel_steps,
+    numpy_of,
+    padded,
+)
 
 
 def place_linear(planner: Planner, op: Linear) -> None:
     """A fully connected layer; one behind a flattened image takes the image as it lies."""
     weight = numpy_of(op.weight)
     image = planner.flattened_image(op.x)
-    if image is not None:
-        weight = _permute_columns(weight, image)
-        x = planner.blocked(image)
-    else:
-        x = planner.plain(op.x)
-    columns, depth = weight.shape
+    x = planner.plain(op.x) if image is None else planner.blocked(image)
+    columns = weight.shape[0]
+    depth = weight.shape[1] if image is None else blocked_bytes(image) // 4 // image.shape[0]
     rows = math.prod(op.output.shape[:-1])
     tile = choose_matrix_tile(rows, columns, planner.target.accumulators())
     kernel = planner.choose(
         MatMul(1, rows, depth, columns, True, op.bias is not None, tile, steps=kernel_steps(op))
     )
-    arguments = [x, planner.constant(lambda: _pack_rows(weight, kernel))]
+    arguments = [x, planner.constant(lambda: _pack_rows(weight, kernel, image))]
     if op.bias is not None:
         bias, width = op.bias, kernel.padded_columns
         arguments.append(planner.constant(lambda: padded(numpy_of(bias), width)))
@@ -47,22 +50,26 @@ def place_linear(planner: Planner, op: Linear) -> None:
     planner.call(kernel, [*arguments, planner.define_plain(op.output)], op.label, macs)
 
 
-def _permute_columns(weight: Array, image: Value) -> Array:
+def _permute_columns(rows: Array, image: Value) -> Array:
     """Columns in the order of a blocked image; columns of missing channels are zero."""
     _, channels, height, width = image.shape
     count = blocks(channels)
-    full: Array = np.zeros((weight.shape[0], count * LANES, height * width), np.float32)
-    full[:, :channels] = weight.reshape(weight.shape[0], channels, height * width)
-    split = full.reshape(weight.shape[0], count, LANES, height * width)
-    return split.transpose(0, 1, 3, 2).reshape(weight.shape[0], -1)
+    full: Array = np.zeros((rows.shape[0], count * LANES, height * width), np.float32)
+    full[:, :channels] = rows.reshape(rows.shape[0], channels, height * width)
+    split = full.reshape(rows.shape[0], count, LANES, height * width)
+    return split.transpose(0, 1, 3, 2).reshape(rows.shape[0], -1)
 
 
-def _pack_rows(weight: Array, kernel: MatMul) -> Array:
-    """``[N, K]`` to ``[N/NR, K, NR]``, zeros where ragged."""
+def _pack_rows(weight: Array, kernel: MatMul, image: Value | None) -> Array:
+    """``[N, K]`` to ``[N/NR, K, NR]``, zeros where ragged.
+
+    Done a tile at a time: the weights of one layer can be most of a model.
+    """
     tiles, depth, nr = kernel.weight_shape()
     packed: Array = np.zeros((tiles, depth, nr), np.float32)
     for tile in range(tiles):
         rows = weight[tile * nr : (tile + 1) * nr]
+        rows = rows if image is None else _permute_columns(rows, image)
         packed[tile, :, : rows.shape[0]] = rows.T
     return packed
 
