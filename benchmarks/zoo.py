@@ -4,9 +4,9 @@
     python benchmarks/zoo.py --models resnet-20,vit-tiny --rounds 31
 
 Prints a table and writes it to ``benchmarks/results/zoo.md`` and ``zoo.json``. Each model runs in
-a process of its own, so that peak memory is its own too: what capturing, optimising and the first
-compilation needed, everything that Python loads included. Times are medians of interleaved runs.
-Models that are not named keep their earlier results.
+a process of its own, so that peak memory is its own too: that of the first compilation, with the
+model, its captured program and everything that Python loads included. Times are medians of
+interleaved runs. Models that are not named keep their earlier results.
 """
 
 import argparse
@@ -92,6 +92,7 @@ def _measure(
     from shohin import zoo
     from shohin.bench import interleaved
 
+    memory.peak_bytes = 0
     start = time.perf_counter()
     binary = shohin.compile(program, target=f"cpu{{threads={threads}}}", batch=batch)
     compiled = time.perf_counter() - start
