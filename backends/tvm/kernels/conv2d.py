@@ -49,6 +49,7 @@ class Conv2d(Kernel):
         plain_input: whether the input is plain NCHW.
         tile: accumulators.
         steps: element-wise steps on the result.
+        output_blocks: blocks of channels from one output image to the next; 0 for those computed.
     """
 
     batch: int
@@ -59,6 +60,7 @@ class Conv2d(Kernel):
     plain_input: bool
     tile: ConvTile
     steps: tuple[Step, ...] = ()
+    output_blocks: int = 0
 
     tiling = frozenset({"tile"})
 
@@ -121,6 +123,11 @@ class Conv2d(Kernel):
         """Physical shape of the output."""
         return (self.batch, self.filters // LANES, *self.geometry.output_size, LANES)
 
+    def stored_shape(self) -> tuple[int, ...]:
+        """Physical shape of the array that the output is a part of."""
+        count = self.output_blocks or self.filters // LANES
+        return (self.batch, count, *self.geometry.output_size, LANES)
+
     def parameters(self) -> tuple[Parameter, ...]:
         """Input, weights, bias, step operands, output."""
         return (
@@ -128,7 +135,7 @@ class Conv2d(Kernel):
             Parameter("weight", self.weight_shape()),
             Parameter("bias", (self.filters,)),
             *operand_parameters(self.steps, self.output_shape(), self.filters),
-            Parameter("y", self.output_shape()),
+            Parameter("y", self.stored_shape()),
         )
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:

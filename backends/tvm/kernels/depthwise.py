@@ -29,6 +29,7 @@ class DepthwiseConv2d(Kernel):
         geometry: sizes, stride, padding.
         width: output pixels of a tile.
         steps: element-wise steps on the result.
+        output_blocks: blocks of channels from one output image to the next; 0 for those computed.
     """
 
     batch: int
@@ -36,6 +37,7 @@ class DepthwiseConv2d(Kernel):
     geometry: Geometry
     width: int
     steps: tuple[Step, ...] = ()
+    output_blocks: int = 0
 
     tiling = frozenset({"width"})
 
@@ -72,12 +74,13 @@ class DepthwiseConv2d(Kernel):
         """Input, weights, bias, step operands, output."""
         count = self.channels // LANES
         output = (self.batch, count, *self.geometry.output_size, LANES)
+        stored = (self.batch, self.output_blocks or count, *output[2:])
         return (
             Parameter("x", (self.batch, count, *self.geometry.size, LANES)),
             Parameter("weight", self.weight_shape()),
             Parameter("bias", (self.channels,)),
             *operand_parameters(self.steps, output, self.channels),
-            Parameter("y", output),
+            Parameter("y", stored),
         )
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:

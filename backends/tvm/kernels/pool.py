@@ -35,6 +35,7 @@ class Pool2d(Kernel):
         dilation: vertical and horizontal, maximum only.
         count_padding: whether an average counts padded zeros.
         divisor: fixed divisor of an average, 0 for none.
+        output_blocks: blocks of channels from one output image to the next; 0 for its own.
     """
 
     mode: Literal["max", "average"]
@@ -48,6 +49,7 @@ class Pool2d(Kernel):
     dilation: tuple[int, int] = (1, 1)
     count_padding: bool = True
     divisor: int = 0
+    output_blocks: int = 0
 
     @property
     def family(self) -> str:
@@ -67,9 +69,10 @@ class Pool2d(Kernel):
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Input, output."""
+        stored = self.output_blocks or self.channel_blocks
         return (
             Parameter("x", (self.batch, self.channel_blocks, *self.size, LANES)),
-            Parameter("y", (self.batch, self.channel_blocks, *self.output_size, LANES)),
+            Parameter("y", (self.batch, stored, *self.output_size, LANES)),
         )
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:

@@ -55,6 +55,7 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
             tile=choose_tile(
                 positions, padded_filters // LANES // groups, planner.target.accumulators()
             ),
+            output_blocks=planner.image_blocks(op.output),
             steps=kernel_steps(op),
         )
     )
@@ -145,6 +146,7 @@ def _place_depthwise(planner: Planner, op: Convolution) -> None:
             channels=channels,
             geometry=geometry,
             width=tile.width,
+            output_blocks=planner.image_blocks(op.output),
             steps=kernel_steps(op),
         )
     )
@@ -176,6 +178,7 @@ def place_pooling(planner: Planner, op: Pooling) -> None:
         op.dilation,
         op.count_padding,
         op.divisor,
+        planner.image_blocks(op.output),
     )
     planner.call(kernel, [planner.blocked(op.x), planner.define_blocked(op.output)], op.label)
 
@@ -188,7 +191,10 @@ def place_global_average(planner: Planner, op: GlobalAveragePooling) -> None:
 
 
 def place_concatenation(planner: Planner, op: Concatenation) -> None:
-    """Blocked along whole blocks of channels, else plain."""
+    """Nothing to do where the parts are in place; else blocked along whole blocks, or plain."""
+    if all(planner.is_joined(part, op.output) for part in op.parts):
+        planner.define_blocked(op.output)
+        return
     if _joins_blocks(planner, op):
         lengths = tuple(blocked_bytes(part) // 4 // part.shape[0] for part in op.parts)
         places = [planner.blocked(part) for part in op.parts]

@@ -12,6 +12,7 @@ from shohin.backends.tvm.kernels.epilogue import Step
 from shohin.backends.tvm.kernels.layout import Copy, ToBlocked, ToPlain
 from shohin.backends.tvm.lowering.memory import ALIGNMENT, Buffer, ConstantFile, Placement
 from shohin.backends.tvm.lowering.operations import Array, Operation, Operations, Value
+from shohin.backends.tvm.lowering.slices import Slice, find_slices
 from shohin.backends.tvm.target import CpuTarget
 from shohin.backends.tvm.tuning.tuner import Tuner
 
@@ -87,6 +88,7 @@ class Planner:
     _plain: dict[Value, Placement] = field(default_factory=dict)
     _blocked: dict[Value, Placement] = field(default_factory=dict)
     _views: dict[Value, tuple[Value, int]] = field(default_factory=dict)
+    _slices: dict[Value, Slice] = field(default_factory=dict)
 
     @property
     def target(self) -> CpuTarget:
@@ -101,6 +103,7 @@ class Planner:
         """Plan every operation, and put the outputs where the caller wants them."""
         for index, value in enumerate(operations.inputs):
             self._plain[value] = Placement(Buffer("input", value.bytes, index))
+        self._slices = find_slices(operations)
         for operation in operations.operations:
             self.placers[type(operation)](self, operation)
         for index, value in enumerate(operations.outputs):
@@ -148,9 +151,34 @@ class Planner:
         return self._plain[value]
 
     def define_blocked(self, value: Value) -> Placement:
-        """Memory for an image about to be computed in blocked layout."""
-        self._blocked[value] = self.new_buffer(blocked_bytes(value))
+        """Memory for an image about to be computed in blocked layout.
+
+        An image that is joined to others is put in its place among them. With several images,
+        those are `image_blocks` blocks of channels apart.
+        """
+        if value in self._blocked:
+            return self._blocked[value]
+        part = self._slices.get(value)
+        if part is None:
+            self._blocked[value] = self.new_buffer(blocked_bytes(value))
+        else:
+            whole = self.define_blocked(part.whole)
+            block_bytes = blocked_bytes(value) // value.shape[0] // blocks(value.shape[1])
+            self._blocked[value] = Placement(
+                whole.buffer, whole.offset + part.block * block_bytes
+            )
         return self._blocked[value]
+
+    def image_blocks(self, value: Value) -> int:
+        """Blocks of channels from one image of a value to the next, its own or those around it."""
+        part = self._slices.get(value)
+        if part is None or value.shape[0] == 1:
+            return blocks(value.shape[1])
+        return self.image_blocks(part.whole)
+
+    def is_joined(self, part: Value, whole: Value) -> bool:
+        """Whether a value is computed straight into its place in a concatenation."""
+        return part in self._slices and self._slices[part].whole is whole
 
     def define_view(self, value: Value, source: Value, offset: int) -> None:
         """Make a value the elements of another from an offset on."""

@@ -64,17 +64,17 @@ def test_a_flattened_input_is_read_plain() -> None:
 
 
 def test_concatenation_along_whole_blocks_stays_blocked() -> None:
-    module = net(
-        lambda s, x: s.e(torch.cat([s.c(x), s.d(x)], 1)),
-        c=nn.Conv2d(3, 32, 3),
-        d=nn.Conv2d(3, 20, 3),
-        e=nn.Conv2d(52, 16, 1),
-    )
+    def run(s: Any, x: torch.Tensor) -> torch.Tensor:
+        part = s.c(x)
+        joined: torch.Tensor = s.e(torch.cat([part, s.d(part)], 1))
+        return joined
+
+    module = net(run, c=nn.Conv2d(3, 32, 3), d=nn.Conv2d(32, 20, 1), e=nn.Conv2d(52, 16, 1))
     _is(
         planned(module, (3, 6, 6)),
         """
         conv2d in0 -> t0
-        conv2d in0 -> t1
+        conv2d t0 -> t1
         concat t0 t1 -> t2
         conv2d t2 -> t3
         to_plain t3 -> out0
