@@ -23,6 +23,7 @@ GROUP = "shohin.backends"
 _BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         "cpu": "shohin.backends.tvm.backend:TvmBackend",
+        "arm": "shohin.backends.tvm.backend:TvmBackend",
         "reference": "shohin.backends.reference:ReferenceBackend",
     }
 )

@@ -58,6 +58,7 @@ def measure_model(
         "milliseconds": {key: timing.median for key, timing in timings.items()},
         "quartiles": {key: [timing.low, timing.high] for key, timing in timings.items()},
         "operations": sum(2 * step.macs for step in binary.info.steps),
+        "bytes": binary.constant_bytes + sum(array.nbytes for array in arrays),
         "layers": [
             {
                 "label": label,
@@ -106,7 +107,7 @@ def _table(rows: list[dict[str, Any]], limits: dict[int, dict[str, float]]) -> T
 
 HEADINGS = (
     "model", "batch", "threads", "torch", "compile", "onnxruntime", "openvino", "shohin",
-    "fastest rival / shohin", "share of FMA peak", "relative error",
+    "fastest rival / shohin", "share of FMA peak", "share of bandwidth", "relative error",
 )  # fmt: skip
 
 
@@ -114,6 +115,8 @@ def _cells(row: dict[str, Any], limits: dict[int, dict[str, float]]) -> list[str
     times = row["milliseconds"]
     gflops = row["operations"] / times["shohin"] / 1e6
     share = gflops / limits[row["threads"]]["gflops"]
+    gigabytes = row["bytes"] / times["shohin"] / 1e6
+    bandwidth = gigabytes / limits[row["threads"]]["gigabytes"]
     return [
         row["model"],
         str(row["batch"]),
@@ -121,6 +124,7 @@ def _cells(row: dict[str, Any], limits: dict[int, dict[str, float]]) -> list[str
         *(f"{times[key]:.3f}" for key in (*RIVALS, "shohin")),
         f"{speed(row):.2f}",
         f"{100 * share:.0f} %",
+        f"{100 * bandwidth:.0f} %",
         f"{row['relative_error']:.0e}",
     ]
 
@@ -151,6 +155,37 @@ def _layers_table(row: dict[str, Any], limits: dict[int, dict[str, float]]) -> T
             f"{gigabytes:.1f}",
             f"{100 * gigabytes / limit['gigabytes']:.0f} %",
         )
+    return table
+
+
+def _tiles_table(name: str, threads: int) -> Table:
+    """The tile of every kernel of a model, what it was compared with, and why it was chosen."""
+    import tempfile
+
+    import shohin
+    from shohin import zoo
+    from shohin.backends.tvm.kernels.emit import Kernel
+    from shohin.backends.tvm.lowering.lower import lower
+    from shohin.backends.tvm.target import CpuTarget
+    from shohin.backends.tvm.tuning.explain import explain
+    from shohin.backends.tvm.tuning.tuner import Tuner
+
+    program = shohin.capture(zoo.build(name), zoo.example_inputs(name, 2), name=name)
+    program = shohin.optimize(program, "make-functional, fold-bn, eliminate-dead").program
+    tuner = Tuner(CpuTarget(threads=threads))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "constants.bin"
+        plan = lower(program, tuner, 1, path, lambda done, total, label: None)
+    table = Table(title=f"{name}, batch 1: tiles")
+    for heading in ("layer", "kernel", "tile", "why", "measured, in the cost model's order"):
+        table.add_column(heading, overflow="fold")
+    for call in plan.calls:
+        if not isinstance(call.kernel, Kernel) or not call.kernel.tile_text():
+            continue
+        choice = explain(call.kernel, tuner)
+        measured = [f"{tile}: {ms:.4f}" for tile, ms in choice.candidates if ms is not None]
+        family = call.kernel.family
+        table.add_row(call.label, family, choice.tile, choice.reason, ", ".join(measured))
     return table
 
 
@@ -224,6 +259,9 @@ def main() -> None:
     from shohin import zoo
 
     console = Console(width=170)
+    if arguments.tiles:
+        console.print(_tiles_table(arguments.tiles, threads=1))
+        return
     cnns = [name for name in zoo.names() if zoo.entry(name).family == "cnn"]
     names = arguments.models.split(",") if arguments.models else cnns
     threads = [int(item) for item in arguments.threads.split(",")]
@@ -261,6 +299,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--budget", type=float, default=20.0, help="seconds of measuring a row")
     parser.add_argument("--layers", action="store_true", help="print every layer")
+    parser.add_argument("--tiles", metavar="MODEL", help="print why each kernel has its tile")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -4,44 +4,34 @@ import ctypes
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 _SOURCE = r"""
 #include <stddef.h>
-#include <time.h>
 typedef float vec __attribute__((vector_size(64), aligned(64)));
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-/* Independent sums enough to fill the units; gives operations a second. */
-double fma_rate(long rounds, float *sink) {
+/* Independent sums enough to fill the units. */
+void fma_loop(long rounds, float *sink) {
     vec sums[12], x = (vec){} + 1.0001f, y = (vec){} + 1e-7f;
     for (int i = 0; i < 12; ++i) sums[i] = (vec){} + (float)i;
-    double start = now();
     for (long r = 0; r < rounds; ++r) {
 #pragma clang loop unroll(full)
         for (int i = 0; i < 12; ++i) sums[i] = sums[i] * x + y;
     }
-    double seconds = now() - start;
     for (int i = 0; i < 12; ++i) sink[i] = sums[i][0];
-    return 2.0 * 16 * 12 * (double)rounds / seconds;
 }
-/* Reads an array once; gives bytes a second. */
-double read_rate(const float *data, size_t vectors, float *sink) {
+/* Reads an array once. */
+void read_loop(const float *data, size_t vectors, float *sink) {
     const vec *in = (const vec *)data;
     vec sums[8] = {};
-    double start = now();
     for (size_t i = 0; i + 8 <= vectors; i += 8) {
 #pragma clang loop unroll(full)
         for (int k = 0; k < 8; ++k) sums[k] += in[i + k];
     }
-    double seconds = now() - start;
     for (int i = 0; i < 8; ++i) sink[i] = sums[i][0];
-    return 64.0 * (double)vectors / seconds;
 }
 """
 
@@ -61,30 +51,60 @@ class Limits:
     gigabytes: float
 
 
-def measure_limits(threads: int, rounds: int = 7) -> Limits:
+class LimitLoops:
+    """The two loops on so many threads at once, to be timed beside what they are a limit for.
+
+    Attributes:
+        operations: floating point operations of `run_fma`.
+        bytes: bytes read by `run_read`.
+    """
+
+    def __init__(self, threads: int, rounds: int = 400_000, floats: int = 1 << 25) -> None:
+        import numpy as np
+
+        self._folder = tempfile.TemporaryDirectory()
+        self._library = _build(Path(self._folder.name))
+        self._arrays = [np.ones(floats, np.float32) for _ in range(threads)]
+        self._sink = np.zeros((threads, 16), np.float32)
+        self._pool = ThreadPoolExecutor(threads)
+        self._threads = range(threads)
+        self._rounds = rounds
+        self.operations = 2 * 16 * 12 * rounds * threads
+        self.bytes = 64 * self._vectors() * threads
+
+    def _vectors(self) -> int:
+        return int(self._arrays[0].size - 16) // 16 // 8 * 8
+
+    def run_fma(self) -> None:
+        """Fused multiply-adds in registers."""
+        list(self._pool.map(self._fma, self._threads))
+
+    def run_read(self) -> None:
+        """Read every thread's array once."""
+        list(self._pool.map(self._read, self._threads))
+
+    def _fma(self, thread: int) -> None:
+        self._library.fma_loop(self._rounds, self._sink[thread].ctypes.data)
+
+    def _read(self, thread: int) -> None:
+        array = self._arrays[thread]
+        start = (-array.ctypes.data) % 64 // 4
+        pointer = array[start:].ctypes.data
+        self._library.read_loop(pointer, self._vectors(), self._sink[thread].ctypes.data)
+
+
+def measure_limits(threads: int, rounds: int = 15) -> Limits:
     """The best of a few rounds on so many threads at once."""
-    import numpy as np
-
-    with tempfile.TemporaryDirectory() as folder:
-        library = _build(Path(folder))
-        arrays = [np.ones(1 << 26, np.float32) for _ in range(threads)]
-        sink = np.zeros((threads, 16), np.float32)
-
-        def fma(thread: int) -> float:
-            return float(library.fma_rate(4_000_000, sink[thread].ctypes.data))
-
-        def read(thread: int) -> float:
-            array = arrays[thread]
-            start = (-array.ctypes.data) % 64 // 4
-            pointer = array[start:].ctypes.data
-            return float(
-                library.read_rate(pointer, (array.size - 16) // 16, sink[thread].ctypes.data)
-            )
-
-        with ThreadPoolExecutor(threads) as pool:
-            flops = max(sum(pool.map(fma, range(threads))) for _ in range(rounds))
-            rate = max(sum(pool.map(read, range(threads))) for _ in range(rounds))
+    loops = LimitLoops(threads)
+    flops = max(loops.operations / _seconds(loops.run_fma) for _ in range(rounds))
+    rate = max(loops.bytes / _seconds(loops.run_read) for _ in range(rounds))
     return Limits(threads, flops / 1e9, rate / 1e9)
+
+
+def _seconds(function: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
 
 
 def _build(folder: Path) -> ctypes.CDLL:
@@ -95,9 +115,8 @@ def _build(folder: Path) -> ctypes.CDLL:
     ]  # fmt: skip
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     library = ctypes.CDLL(str(folder / "limits.so"))
-    library.fma_rate.restype = library.read_rate.restype = ctypes.c_double
-    library.fma_rate.argtypes = [ctypes.c_long, ctypes.c_void_p]
-    library.read_rate.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+    library.fma_loop.argtypes = [ctypes.c_long, ctypes.c_void_p]
+    library.read_loop.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
     return library
 
 

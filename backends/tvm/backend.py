@@ -1,10 +1,11 @@
-"""The TVM backend: compiles programs for CPUs."""
+"""The TVM backend: compiles programs for x86-64 and 64-bit ARM processors."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from shohin.backends.base import Backend, Diagnostic, Progress
 from shohin.backends.targets import read_target
+from shohin.backends.tvm.arm import ArmTarget
 from shohin.backends.tvm.binary import Binary
 from shohin.backends.tvm.target import CpuTarget
 from shohin.errors import UnsupportedError
@@ -15,7 +16,7 @@ class TvmBackend(Backend):
     """Compiles with shohin's kernel templates, and with TVM what no template takes."""
 
     name = "tvm"
-    targets: ClassVar[Mapping[str, type[Any]]] = {"cpu": CpuTarget}
+    targets: ClassVar[Mapping[str, type[Any]]] = {"cpu": CpuTarget, "arm": ArmTarget}
 
     def supports(self, program: Program) -> list[Diagnostic]:
         """The nodes that neither a kernel template nor TVM takes, at batch 1."""
@@ -28,7 +29,7 @@ class TvmBackend(Backend):
 
         Args:
             program: what to compile.
-            target: e.g. ``cpu{arch=x86-64-v3 threads=2}``.
+            target: e.g. ``cpu{arch=x86-64-v3 threads=2}`` or ``arm{cpu=cortex-a72}``.
             batch: size of the symbolic batch.
             progress: called with (steps done, steps, what comes next).
 

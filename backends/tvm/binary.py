@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from shohin.backends.inputs import Array, check_inputs, numpy_dtype
 from shohin.backends.tvm.header import write_header
 from shohin.backends.tvm.link import Parts, form_of, link
 from shohin.backends.tvm.manifest import info_of, manifest_of
-from shohin.backends.tvm.target import host_runs
+from shohin.backends.tvm.target import host_example, host_runs
 from shohin.backends.tvm.trailer import append_trailer, read_trailer
 from shohin.errors import ArtifactError
 from shohin.ir.files import atomic_path
@@ -30,14 +31,25 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Build:
-    """The files a binary was linked from; they live as long as the binary."""
+    """What a binary was linked from; the files live as long as the binary.
+
+    Attributes:
+        folder: holds the files.
+        parts: the files.
+        arena_bytes: working memory of each instance.
+        constant_bytes: size of the packed weights.
+    """
 
     folder: "tempfile.TemporaryDirectory[str]"
     parts: Parts
+    arena_bytes: int
+    constant_bytes: int
 
 
 class Binary(Artifact):
     """A compiled model. Callable from any thread; every thread has memory of its own.
+
+    One that was compiled for a processor that this machine is not can be saved, but not run.
 
     Attributes:
         info: what it is, what goes in and what comes out.
@@ -58,7 +70,6 @@ class Binary(Artifact):
         self.path = library
         self._prefix = prefix
         self._build = build
-        self._library = _Library(library, prefix)
         self._local = threading.local()
 
     @classmethod
@@ -75,20 +86,17 @@ class Binary(Artifact):
         """
         file = Path(path)
         info, prefix = info_of(read_trailer(file), str(file))
-        missing = host_runs(info.tools.get("processor", ""))
-        if missing:
-            raise ArtifactError(
-                str(file),
-                f"was compiled for {info.tools.get('processor')}, {missing}",
-                "compile it for this machine, e.g. with cpu{arch=x86-64-v3}",
-            )
-        return cls(info, file, prefix, threads=threads)
+        _check_processor(info, str(file))
+        binary = cls(info, file, prefix, threads=threads)
+        binary._library.info()
+        return binary
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         """Run once on numpy arrays.
 
         Raises:
             InputError: naming the input, what was expected and what was given.
+            ArtifactError: when the binary is for a processor that this machine is not.
         """
         arrays = check_inputs(self.info.name, self.info.inputs, self.info.batch, inputs)
         outputs = [_empty(spec) for spec in self.info.outputs]
@@ -116,12 +124,12 @@ class Binary(Artifact):
     @property
     def arena_bytes(self) -> int:
         """Working memory of each instance."""
-        return int(self._library.info().arena_bytes)
+        return int((self._build or self._library.info()).arena_bytes)
 
     @property
     def constant_bytes(self) -> int:
         """Size of the packed weights."""
-        return int(self._library.info().constant_bytes)
+        return int((self._build or self._library.info()).constant_bytes)
 
     def save(self, path: str | Path) -> Path:
         """Write the binary; the ending of the name chooses the form.
@@ -153,11 +161,30 @@ class Binary(Artifact):
             write_header(file.with_suffix(".h"), self.info, self._prefix)
         return file
 
+    @cached_property
+    def _library(self) -> "_Library":
+        """The shared library, opened when it is first needed: it may be for another machine."""
+        _check_processor(self.info, self.info.name)
+        return _Library(self.path, self._prefix)
+
     def _instance(self) -> "_Instance":
         if not hasattr(self._local, "instance"):
             self._local.instance = _Instance(self._library, self.threads)
         instance: _Instance = self._local.instance
         return instance
+
+
+def _check_processor(info: ArtifactInfo, where: str) -> None:
+    """Refuse code that this machine cannot run."""
+    processor = info.tools.get("processor", "")
+    missing = host_runs(processor)
+    if missing:
+        raise ArtifactError(
+            where,
+            f"was compiled for {processor}, {missing}",
+            "run it on the machine it is for, or compile it for this one, e.g. with "
+            + host_example(),
+        )
 
 
 def _threads_of(target: str) -> int:

@@ -20,7 +20,7 @@ from shohin.backends.tvm.lowering.operations import Value
 from shohin.backends.tvm.lowering.plan import KernelCall, Plan
 from shohin.backends.tvm.manifest import manifest_of
 from shohin.backends.tvm.objects import emit_object
-from shohin.backends.tvm.target import CpuTarget
+from shohin.backends.tvm.processor import Processor
 from shohin.backends.tvm.trailer import append_trailer
 from shohin.backends.tvm.tuning.tuner import Tuner
 from shohin.errors import SpecError, UnsupportedError
@@ -33,7 +33,7 @@ _STAGES = ("planning", "generating code", "linking")
 
 def compile_program(
     program: Program,
-    target: CpuTarget,
+    target: Processor,
     batch: int,
     progress: Progress | None = None,
 ) -> Binary:
@@ -53,7 +53,7 @@ def compile_program(
         raise SpecError("batch", f"expected 1 or more, got {batch}")
     report = progress or (lambda done, total, label: None)
     folder = tempfile.TemporaryDirectory(prefix="shohin-")
-    parts = Parts(Path(folder.name), symbol_prefix(program.name))
+    parts = Parts(Path(folder.name), symbol_prefix(program.name), target.machine)
     report(0, len(_STAGES), _STAGES[0])
     constants = parts.folder / CONSTANTS_FILE
     plan = lower(program, Tuner(target), batch, constants, report)
@@ -67,7 +67,8 @@ def compile_program(
     link(parts, "shared", library)
     append_trailer(library, manifest_of(info, parts.name))
     report(len(_STAGES), len(_STAGES), "done")
-    return Binary(info, library, parts.name, Build(folder, parts))
+    build = Build(folder, parts, plan.arena_bytes, plan.constants.size)
+    return Binary(info, library, parts.name, build)
 
 
 def symbol_prefix(name: str) -> str:
@@ -87,7 +88,7 @@ def _check_interface(plan: Plan) -> None:
         )
 
 
-def _emit_kernels(plan: Plan, parts: Parts, target: CpuTarget) -> tuple[str, ...]:
+def _emit_kernels(plan: Plan, parts: Parts, target: Processor) -> tuple[str, ...]:
     """Compile each different kernel once.
 
     Returns:
@@ -119,8 +120,14 @@ def _step(call: KernelCall) -> StepInfo:
     kernel = _family(call)
     if isinstance(call.kernel, Kernel) and call.kernel.tile_text():
         kernel = f"{kernel} {call.kernel.tile_text()}"
-    size = sum(argument.buffer.bytes for argument in call.arguments)
-    return StepInfo(call.label, kernel, call.macs, size)
+    return StepInfo(call.label, kernel, call.macs, _bytes_touched(call))
+
+
+def _bytes_touched(call: KernelCall) -> int:
+    """Sizes of the arrays that a call reads and writes."""
+    if isinstance(call.kernel, Kernel):
+        return sum(parameter.bytes for parameter in call.kernel.parameters())
+    return sum(argument.buffer.bytes for argument in call.arguments)
 
 
 def _unique(names: Sequence[str]) -> tuple[str, ...]:
@@ -137,7 +144,7 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(unique)
 
 
-def _describe(program: Program, target: CpuTarget, batch: int, plan: Plan) -> ArtifactInfo:
+def _describe(program: Program, target: Processor, batch: int, plan: Plan) -> ArtifactInfo:
     outputs = _unique(output_names(program, [value.name for value in plan.outputs]))
     has_batch = all(spec.shape[:1] == (BATCH,) for spec in program.inputs) and all(
         value.shape[:1] == (batch,) for value in plan.outputs

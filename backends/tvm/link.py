@@ -11,6 +11,7 @@ from typing import Literal
 
 import platformdirs
 
+from shohin.backends.tvm.processor import Machine, host_machine
 from shohin.errors import ArtifactError
 
 Form = Literal["shared", "static", "object", "executable"]
@@ -31,8 +32,8 @@ PUBLIC_FUNCTIONS = (
 
 RUNTIME = Path(__file__).parent / "runtime"
 
-_SHARED_TRIPLE = "x86_64-linux-gnu.2.17"
-_STATIC_TRIPLE = "x86_64-linux-musl"
+_GLIBC = "linux-gnu.2.17"
+_MUSL = "linux-musl"
 _FLAGS = ("-std=c11", "-O2", "-g0", "-fvisibility=hidden", "-fPIC", "-pthread", f"-I{RUNTIME}")
 
 
@@ -44,10 +45,12 @@ class Parts:
         folder: where the files are, and where the linker runs, so that no path of this machine
             gets into the result.
         name: prefix of the model's symbols.
+        machine: family of the processor to link for.
     """
 
     folder: Path
     name: str
+    machine: Machine
 
     @property
     def kernels(self) -> Path:
@@ -94,9 +97,10 @@ def link(parts: Parts, form: Form, output: Path) -> None:
 
 
 def link_kernels(folder: Path, output: Path) -> None:
-    """Link ``kernels.o`` of a folder alone to a shared library, for measuring."""
-    flags = ["-shared", "-lm", "-o", str(output)]
-    _zig(Parts(folder, "kernels"), ["cc", "-target", _SHARED_TRIPLE, "kernels.o", *flags])
+    """Link ``kernels.o`` of a folder alone to a shared library, for measuring on this machine."""
+    machine: Machine = "aarch64" if host_machine() == "aarch64" else "x86_64"
+    parts = Parts(folder, "kernels", machine)
+    _cc(parts, _GLIBC, ["kernels.o", "-shared", "-lm", "-o", str(output)])
 
 
 def _objects(parts: Parts) -> list[str]:
@@ -105,7 +109,7 @@ def _objects(parts: Parts) -> list[str]:
     for name, source in objects.items():
         if not (parts.folder / name).exists():
             flags = [*_FLAGS, f"-DSHOHIN_NAME={parts.name}"]
-            _zig(parts, ["cc", "-target", _SHARED_TRIPLE, *flags, "-c", source, "-o", name])
+            _cc(parts, _GLIBC, [*flags, "-c", source, "-o", name])
     return [*objects, parts.kernels.name]
 
 
@@ -113,7 +117,7 @@ def _link_shared(parts: Parts, output: Path) -> None:
     objects = _objects(parts)
     (parts.folder / "exports.map").write_text(_exports(parts.name))
     flags = ["-shared", "-s", "-pthread", "-lm", "-Wl,--version-script=exports.map"]
-    _zig(parts, ["cc", "-target", _SHARED_TRIPLE, *objects, *flags, "-o", str(output)])
+    _cc(parts, _GLIBC, [*objects, *flags, "-o", str(output)])
 
 
 def _exports(name: str) -> str:
@@ -123,7 +127,7 @@ def _exports(name: str) -> str:
 
 
 def _link_object(parts: Parts, output: Path) -> None:
-    _zig(parts, ["cc", "-target", _SHARED_TRIPLE, "-r", *_objects(parts), "-o", str(output)])
+    _cc(parts, _GLIBC, ["-r", *_objects(parts), "-o", str(output)])
 
 
 def _link_static(parts: Parts, output: Path) -> None:
@@ -135,7 +139,12 @@ def _link_executable(parts: Parts, output: Path) -> None:
     sources = [str(RUNTIME / f"shohin_{part}.c") for part in ("runtime", "npy", "main")]
     flags = [*_FLAGS, f"-DSHOHIN_NAME={parts.name}", "-static", "-s", "-lm"]
     inputs = [parts.source.name, *sources, parts.kernels.name]
-    _zig(parts, ["cc", "-target", _STATIC_TRIPLE, *inputs, *flags, "-o", str(output)])
+    _cc(parts, _MUSL, [*inputs, *flags, "-o", str(output)])
+
+
+def _cc(parts: Parts, system: str, arguments: Sequence[str]) -> None:
+    """Run the C compiler for a system, e.g. ``linux-musl``, on the parts' processor."""
+    _zig(parts, ["cc", "-target", f"{parts.machine}-{system}", *arguments])
 
 
 def _zig(parts: Parts, arguments: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ import tvm
 from tvm import tirx
 from tvm.ir import PointerType, PrimType
 
-from shohin.backends.tvm.target import CpuTarget
+from shohin.backends.tvm.processor import Processor
 
 _C_FUNCTION = 1
 """TVM's calling convention that MakePackedAPI leaves as it is."""
@@ -47,7 +47,7 @@ def _return_zero(function: Any) -> Any:
     return tirx.PrimFunc(function.params, body, PrimType("int32"), function.attrs)
 
 
-def lower(functions: Mapping[str, Any], target: CpuTarget) -> Any:
+def lower(functions: Mapping[str, Any], target: Processor) -> Any:
     """Run TVM's lowering pipeline over functions with raw pointers.
 
     Args:
@@ -74,7 +74,7 @@ def lower(functions: Mapping[str, Any], target: CpuTarget) -> Any:
     return finish()(module)
 
 
-def emit_object(functions: Mapping[str, Any], target: CpuTarget, path: Path) -> None:
+def emit_object(functions: Mapping[str, Any], target: Processor, path: Path) -> None:
     """Write an object file with one C function per kernel.
 
     Args:

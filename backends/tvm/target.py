@@ -1,13 +1,23 @@
-"""CPU targets: what TVM generates code for and what the linker links for."""
+"""x86-64 targets, and whether this machine can run what was compiled for some target."""
 
-import os
 import platform
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
+from shohin.backends.tvm import arm
+from shohin.backends.tvm.processor import (
+    Machine,
+    Processor,
+    Tune,
+    check_threads,
+    default_tune,
+    host_machine,
+)
+from shohin.backends.tvm.processor import host_flags as _host_flags
 from shohin.errors import SpecError, near_name_hint
+
+__all__ = ["CpuTarget", "Tune", "host_example", "host_runs"]
 
 _NEEDS = {
     "x86-64-v4": {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd"},
@@ -16,21 +26,12 @@ _NEEDS = {
 }
 """Instruction set flags that a level needs beyond the one below it, the highest level first."""
 
-Tune = Literal["off", "quick", "full"]
-
-
-def _default_tune() -> Tune:
-    """Quick, unless the environment says otherwise."""
-    chosen = os.environ.get("SHOHIN_TUNE", "quick")
-    modes: dict[str, Tune] = {"off": "off", "quick": "quick", "full": "full"}
-    if chosen not in modes:
-        raise SpecError("SHOHIN_TUNE", f"expected off, quick or full, got '{chosen}'")
-    return modes[chosen]
+_MOST_TRIALS = 100_000
 
 
 @dataclass(frozen=True)
-class CpuTarget:
-    """A processor to compile for.
+class CpuTarget(Processor):
+    """An x86-64 processor to compile for.
 
     Attributes:
         arch: ``native`` or an x86-64 level (``x86-64-v2`` to ``x86-64-v4``).
@@ -38,11 +39,16 @@ class CpuTarget:
         tune: whether tile shapes are chosen by a cost model alone (``off``), or by measuring a few
             (``quick``) or many (``full``) that are not in the cache; the environment variable
             SHOHIN_TUNE sets the default.
+        metaschedule: schedules that TVM's MetaSchedule may try for each heavy reduction that no
+            template covers; 0 for none.
     """
 
     arch: str = "native"
     threads: int = 1
-    tune: Tune = field(default_factory=_default_tune)
+    tune: Tune = field(default_factory=default_tune)
+    metaschedule: int = 0
+
+    machine: ClassVar[Machine] = "x86_64"
 
     def __post_init__(self) -> None:
         known = ["native", *sorted(_NEEDS)]
@@ -50,8 +56,12 @@ class CpuTarget:
             raise SpecError(
                 "target cpu", f"unknown arch '{self.arch}'", near_name_hint(self.arch, known)
             )
-        if not 1 <= self.threads <= 256:
-            raise SpecError("target cpu", f"expected threads from 1 to 256, got {self.threads}")
+        check_threads("cpu", self.threads)
+        if not 0 <= self.metaschedule <= _MOST_TRIALS:
+            raise SpecError(
+                "target cpu",
+                f"expected metaschedule from 0 to {_MOST_TRIALS} trials, got {self.metaschedule}",
+            )
 
     def describe(self) -> str:
         """Canonical text: ``cpu{arch=native threads=2}`` with defaults left out."""
@@ -60,6 +70,8 @@ class CpuTarget:
             options.append(f"arch={self.arch}")
         if self.threads != 1:
             options.append(f"threads={self.threads}")
+        if self.metaschedule:
+            options.append(f"metaschedule={self.metaschedule}")
         return f"cpu{{{' '.join(options)}}}" if options else "cpu"
 
     def resolved(self) -> str:
@@ -83,39 +95,51 @@ class CpuTarget:
         """Whether vectors of 8 floats and fused multiply-add exist."""
         return self.resolved() in ("x86-64-v3", "x86-64-v4")
 
-    def accumulators(self) -> int:
-        """Sums of 16 floats that registers can hold beside weights and inputs."""
+    def registers(self) -> int:
+        """Vectors of 16 floats that registers hold: sums, and the weights they are fed from.
+
+        One register is left for an input value in every lane where an instruction cannot take it
+        from memory, as only AVX-512 can.
+        """
         if self.has_avx512():
-            return 28
-        return 6 if self.has_fma() else 3
-
-
-@lru_cache(maxsize=1)
-def _host_flags() -> frozenset[str]:
-    """Instruction set flags of this machine, empty where they cannot be read."""
-    info = Path("/proc/cpuinfo")
-    if platform.machine() not in ("x86_64", "AMD64") or not info.exists():
-        return frozenset()
-    for line in info.read_text().splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
+            return 30
+        return 7 if self.has_fma() else 3
 
 
 @lru_cache(maxsize=1)
 def _host_processor() -> str:
     """LLVM's name for a level of this machine; levels rather than models, to be reproducible."""
     for level, needs in _NEEDS.items():
-        if needs <= _host_flags():
+        if host_machine() == "x86_64" and needs <= _host_flags():
             return level
     raise SpecError(
         "target cpu",
         f"this machine ({platform.machine()}) is not an x86-64 one that can be compiled for",
-        "give arch=x86-64-v3 or another level",
+        "give arch=x86-64-v3 or another level, or the target arm",
     )
 
 
 def host_runs(processor: str) -> str:
-    """Why this machine cannot run code for a processor, or an empty text when it can."""
-    missing = _NEEDS.get(processor, set()) - _host_flags()
-    return f"this machine lacks {', '.join(sorted(missing))}" if missing else ""
+    """Why this machine cannot run code for a processor, or an empty text when it can.
+
+    Args:
+        processor: what `Processor.resolved` gave; empty where a binary does not say.
+    """
+    if processor in _NEEDS:
+        return _what_lacks("x86_64", frozenset(_NEEDS[processor]))
+    if processor in arm.NEEDS:
+        return _what_lacks("aarch64", arm.NEEDS[processor])
+    return "which this version of shohin does not know" if processor else ""
+
+
+def host_example() -> str:
+    """A target that this machine can probably run, as a hint."""
+    return "arm" if host_machine() == "aarch64" else "cpu{arch=x86-64-v3}"
+
+
+def _what_lacks(machine: Machine, needs: frozenset[str]) -> str:
+    found = host_machine()
+    if found != machine:
+        return f"this machine is {found}, not {machine}"
+    missing = ", ".join(sorted(needs - _host_flags()))
+    return f"this machine lacks {missing}" if missing else ""

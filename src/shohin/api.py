@@ -175,8 +175,8 @@ def compile(  # noqa: A001 - the name that PyTorch and others have made the comm
 
     Args:
         program: what to compile.
-        target: where it will run, e.g. ``cpu{arch=x86-64-v3 threads=2}``; ``reference`` runs it in
-            PyTorch.
+        target: where it will run, e.g. ``cpu{arch=x86-64-v3 threads=2}`` or
+            ``arm{cpu=cortex-a72}``; ``reference`` runs it in PyTorch.
         batch: size of the symbolic batch.
         progress: called with (steps done, steps, what comes next).
 

@@ -50,7 +50,7 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_built_in_targets() -> None:
-    assert target_kinds()[:2] == ("cpu", "reference")
+    assert target_kinds()[:3] == ("cpu", "arm", "reference")
     target = parse_target(" cpu{ threads=2 arch=x86-64-v3 } ")
     assert target.text == "cpu{arch=x86-64-v3 threads=2}"
     assert target.backend.name == "tvm"
@@ -88,7 +88,7 @@ def test_empty_text() -> None:
 
 def test_backend_of_another_package(offer) -> None:
     offer(f"{__name__}:NpuBackend")
-    assert target_kinds() == ("cpu", "reference", "npu")
+    assert target_kinds() == ("cpu", "arm", "reference", "npu")
     target = parse_target("npu{model=large cores=4}")
     assert isinstance(target.backend, NpuBackend)
     assert target.text == "npu{cores=4 model=large}"

@@ -31,6 +31,16 @@ def test_executable_as_json(shell, program, tmp_path, images) -> None:
     assert done.stdout.startswith("usage: net")
 
 
+def test_for_arm(shell, program, tmp_path) -> None:
+    file = tmp_path / "net"
+    done = shell("compile", program, "--target", "arm{cpu=cortex-a72}", "-o", file)
+    assert done.code == 0, done.err
+    first, *rest = done.out.splitlines()
+    size = file.stat().st_size
+    assert first == f"{file}: {size:,} bytes, executable for arm{{cpu=cortex-a72}}"
+    assert any(line.startswith("  weights") for line in rest)
+
+
 def test_model_with_passes_and_name(shell, net, tmp_path) -> None:
     file = tmp_path / "digits.o"
     options = ("--passes", "fold-bn", "--name", "digits", "--json")
@@ -50,6 +60,7 @@ def test_model_with_passes_and_name(shell, net, tmp_path) -> None:
         (["--target", "cpu{threads=0}"], 2, ["threads from 1 to 256, got 0"]),
         (["--target", "cpu{threads=two}"], 2, ["expected int, got 'two'"]),
         (["--target", "cpu{arch=x86-64-v9}"], 2, ["unknown arch 'x86-64-v9'", "did you mean"]),
+        (["--target", "arm{cpu=cortex-a71}"], 2, ["unknown cpu 'cortex-a71'", "'cortex-a72'"]),
         (["--target", "cpu, reference"], 2, ["expected one target"]),
         (["--target", "reference"], 7, ["the reference backend makes no machine code"]),
         (["--batch", "0"], 2, ["batch: expected 1 or more, got 0"]),
@@ -83,6 +94,6 @@ def test_interruption_leaves_the_old_file(shell, program, tmp_path, monkeypatch)
 
 def test_failing_linker_leaves_no_half_file(shell, program, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("shohin.backends.tvm.link._SHARED_TRIPLE", "no-such-machine")
+    monkeypatch.setattr("shohin.backends.tvm.link._GLIBC", "no-such-system")
     shell("compile", program, "-o", tmp_path / "net.so").fails(7, "linker", "zig cc failed")
     assert list(tmp_path.iterdir()) == []

@@ -47,6 +47,12 @@ def test_executable(shell, program, tmp_path) -> None:
     shell("inspect", tmp_path / "other").fails(7, "expected a binary that shohin made")
 
 
+def test_library_for_another_machine(shell, program, tmp_path) -> None:
+    library = shohin.compile(shohin.load(program), "arm").save(tmp_path / "net.so")
+    assert "target        arm" in shell("inspect", library).out
+    shell("inspect", library, "--steps").fails(7, "this machine is x86_64, not aarch64")
+
+
 def test_forms_that_cannot_be_loaded(shell, tmp_path) -> None:
     for name in ("net.a", "net.o"):
         (tmp_path / name).write_bytes(b"!<arch>\n")

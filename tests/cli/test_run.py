@@ -95,3 +95,13 @@ def test_libraries_that_are_not_whole(shell, library, images, tmp_path) -> None:
         broken.write_bytes(content)
         shell("run", broken, "--input", images).fails(7, text)
     shell("run", tmp_path / "none.so", "--input", images).fails(7, "cannot be read")
+
+
+def test_binaries_for_another_machine(shell, program, images, tmp_path) -> None:
+    binary = shohin.compile(shohin.load(program), "arm{cpu=cortex-a72}", batch=2)
+    found = "this machine is x86_64, not aarch64"
+    library, executable = binary.save(tmp_path / "net.so"), binary.save(tmp_path / "net")
+    done = shell("run", library, "--input", images)
+    done.fails(7, f"was compiled for cortex-a72, {found}", "run it on the machine it is for")
+    done = shell("run", executable, "--input", images)
+    done.fails(7, f"a program of its own, compiled for cortex-a72; {found}", "copy it to")

@@ -6,7 +6,7 @@ TVM, its loops are read back as stages, fused, and built as ranged kernels like 
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -32,6 +32,7 @@ from shohin.backends.tvm.generic.inline import fuse
 from shohin.backends.tvm.generic.nests import canonical, flatten, segments
 from shohin.backends.tvm.generic.schedule import RangedKernel, build_loops, build_nest
 from shohin.backends.tvm.generic.stages import LoopStage, RegionReader, Stage, Storage
+from shohin.backends.tvm.generic.workload import Workload, find_workload
 from shohin.errors import UnsupportedError
 
 _CACHED_REGIONS = 256
@@ -52,6 +53,7 @@ class RegionCall:
         extent: number of independent work items.
         operations: rough scalar operations of all items, to decide whether threads pay.
         label: where it comes from, for people.
+        workload: what it computes in the form that schedules are searched for, where it has one.
     """
 
     function: Any
@@ -59,6 +61,7 @@ class RegionCall:
     extent: int
     operations: int
     label: str
+    workload: Workload | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ class _Assembler:
             for kernel in _kernels(stage, self.storage, flat)
         ]
         calls = tuple(self._call(kernel) for kernel in kernels)
-        used = {name for kernel in kernels for name in kernel.arguments} | set(self.outputs)
+        used = {name for kernel in kernels for name in _arrays_of(kernel)} | set(self.outputs)
         return RegionCode(
             calls,
             {self.names[name]: self._description(name) for name in self.names
@@ -222,8 +225,9 @@ class _Assembler:
 
     def _call(self, kernel: RangedKernel) -> RegionCall:
         arguments = tuple(self._final(name) for name in kernel.arguments)
+        workload = kernel.workload and kernel.workload.renamed(self._final)
         return RegionCall(
-            kernel.function, arguments, kernel.extent, kernel.operations, kernel.label
+            kernel.function, arguments, kernel.extent, kernel.operations, kernel.label, workload
         )
 
     def _final(self, name: str) -> str:
@@ -250,7 +254,15 @@ def _kernels(
     for expression in stage.expressions():
         _refuse_runtime_calls(expression)
     nest = canonical(flatten(stage, storage, flat))
-    return [build_nest(canonical(part)) for part in segments(nest)]
+    kernels = [build_nest(canonical(part)) for part in segments(nest)]
+    if len(kernels) == 1 and nest.combine:
+        return [replace(kernels[0], workload=find_workload(stage, storage))]
+    return kernels
+
+
+def _arrays_of(kernel: RangedKernel) -> tuple[str, ...]:
+    """Names of all arrays that a kernel or its searched replacement takes."""
+    return kernel.arguments + (kernel.workload.arguments if kernel.workload else ())
 
 
 def _refuse_runtime_calls(body: Any) -> None:

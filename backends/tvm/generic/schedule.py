@@ -32,6 +32,7 @@ from shohin.backends.tvm.generic.expressions import (
 )
 from shohin.backends.tvm.generic.nests import Nest
 from shohin.backends.tvm.generic.stages import LoopStage
+from shohin.backends.tvm.generic.workload import Workload
 
 _ITEMS = 64
 _SMALLEST_ITEM = 1024
@@ -40,6 +41,19 @@ _REGISTER = 16
 _WIDE_FOLD = 64
 _ROUNDS = 4
 _CHEAP = 4.0
+
+
+@dataclass(frozen=True)
+class RangedFunction:
+    """A function over ``[begin, end)``.
+
+    Attributes:
+        function: PrimFunc; its arrays, then int32 begin and end.
+        extent: number of independent work items.
+    """
+
+    function: Any
+    extent: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,7 @@ class RangedKernel:
         extent: number of work items.
         operations: rough scalar operations of all items.
         label: where it comes from, for people.
+        workload: what it computes in the form that schedules are searched for, where it has one.
     """
 
     function: Any
@@ -59,6 +74,7 @@ class RangedKernel:
     extent: int
     operations: int
     label: str
+    workload: Workload | None = None
 
 
 @dataclass(frozen=True)
@@ -164,7 +180,7 @@ def build_nest(nest: Nest) -> RangedKernel:
     body = _item_body(nest, plan, widths, tirx.Cast(INDEX, item))
     arrays = {load.source.name: load.source for load in loads(*nest.expressions())}
     arrays[nest.target.name] = nest.target
-    function = _ranged(item, body, list(arrays.values()))
+    function = ranged(item, body, list(arrays.values()))
     operations = int(work * math.prod(axis.extent for axis in nest.axes))
     return RangedKernel(function, tuple(arrays), plan.extent, operations, nest.label)
 
@@ -182,12 +198,18 @@ def build_loops(stage: LoopStage, flat: Mapping[str, Buffer]) -> RangedKernel:
         index = tirx.Cast(dtype_of(stage.item.variable), item)
         body = substitute(body, {stage.item.variable: index})
     names = tuple(sorted(buffers(body) & set(flat)))
-    function = _ranged(item, body, [flat[name] for name in names])
+    function = ranged(item, body, [flat[name] for name in names])
     return RangedKernel(function, names, stage.extent, stage.extent * 1000, stage.label)
 
 
-def _ranged(item: Expr, body: Stmt, parameters: Sequence[Buffer]) -> Any:
-    """A function that runs the body for every item of a range."""
+def ranged(item: Expr, body: Stmt, parameters: Sequence[Buffer]) -> Any:
+    """A function that runs the body for every item of a range.
+
+    Args:
+        item: the variable of the work item in the body.
+        body: what is done for one item.
+        parameters: its arrays; begin and end come behind them.
+    """
     begin, end = tirx.Var("begin", "int32"), tirx.Var("end", "int32")
     shifted = substitute(body, {item: item + begin})
     body = tirx.For(item, tirx.const(0, "int32"), end - begin, tirx.ForKind.SERIAL, shifted)

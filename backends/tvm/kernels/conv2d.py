@@ -2,7 +2,8 @@
 
 Layouts: input ``[N, C/16, H, W, 16]`` or plain ``[N, C, H, W]`` (few channels), weights
 ``[O/NR, C/16, KH, KW, 16, NR]``, output ``[N, O/16, OH, OW, 16]``. One work item is one output
-row of one block of NR channels. The row is cut in tiles whose accumulators fill the registers.
+row of one block of NR channels, or a few rows where weights are cut to fit a cache. A row is cut in
+tiles whose sums fill the registers.
 Tiles that touch the left or right border are emitted with their position known, so that taps
 outside the image are left out when the code is made: there is no padded copy of the input.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from shohin.backends.tvm.kernels.conv_tiles import ConvTile, cache_blocked, tile_options
 from shohin.backends.tvm.kernels.emit import (
     LANES,
     Buffer,
@@ -27,13 +29,7 @@ from shohin.backends.tvm.kernels.emit import (
 from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
 from shohin.backends.tvm.kernels.geometry import Geometry
 
-
-@dataclass(frozen=True)
-class ConvTile:
-    """Accumulators of one tile: `width` output pixels times `channel_blocks` blocks of 16."""
-
-    width: int
-    channel_blocks: int
+Emit = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -47,9 +43,11 @@ class Conv2d(Kernel):
         geometry: sizes, stride, padding.
         groups: both channels per group are whole blocks where this is not 1.
         plain_input: whether the input is plain NCHW.
-        tile: accumulators.
+        tile: how the work is cut.
         steps: element-wise steps on the result.
         output_blocks: blocks of channels from one output image to the next; 0 for those computed.
+        last_channels: channels in use of the last input block, the others have no weights; 0 for
+            all 16.
     """
 
     batch: int
@@ -61,6 +59,7 @@ class Conv2d(Kernel):
     tile: ConvTile
     steps: tuple[Step, ...] = ()
     output_blocks: int = 0
+    last_channels: int = 0
 
     tiling = frozenset({"tile"})
 
@@ -76,8 +75,13 @@ class Conv2d(Kernel):
 
     @property
     def extent(self) -> int:
-        """Filter tiles times images times output rows."""
-        return self.filter_groups * self.batch * self.geometry.output_size[0]
+        """Filter tiles times images times groups of output rows."""
+        return self.filter_groups * self.batch * self.row_groups
+
+    @property
+    def row_groups(self) -> int:
+        """Work items of an image and a filter tile."""
+        return ceil_div(self.geometry.output_size[0], self.tile.rows)
 
     @property
     def inner_channels(self) -> int:
@@ -94,18 +98,23 @@ class Conv2d(Kernel):
         """Multiply-accumulates."""
         height, width = self.geometry.output_size
         rows, columns = self.geometry.kernel
-        taps = self.group_blocks * self.inner_channels * rows * columns
+        unused = LANES - self.last_channels if self.last_channels else 0
+        taps = (self.group_blocks * self.inner_channels - unused) * rows * columns
         return self.batch * self.filters * height * width * taps
 
-    def variants(self, accumulators: int) -> tuple[Kernel, ...]:
+    def variants(self, registers: int) -> tuple[Kernel, ...]:
         """The convolution in every tile shape that fits the registers."""
         filter_blocks = self.filters // LANES // self.groups
-        options = tile_options(self.geometry.output_size[1], filter_blocks, accumulators)
+        height, width = self.geometry.output_size
+        taps = self.geometry.kernel[0] * self.geometry.kernel[1]
+        options = tile_options(width, filter_blocks, registers)
+        if not self.plain_input:
+            options = cache_blocked(options, height, self.group_blocks, taps)
         return tuple(replace(self, tile=tile) for tile in options)
 
     def tile_text(self) -> str:
-        """Pixels times channel blocks."""
-        return f"{self.tile.width}x{self.tile.channel_blocks}"
+        """Pixels times channel blocks, and cache blocking."""
+        return self.tile.text()
 
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the packed weights."""
@@ -139,38 +148,87 @@ class Conv2d(Kernel):
         )
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
-        """One output row of one tile of filters."""
-        emitter = _RowEmitter(self, item, buffers)
-        self.geometry.for_each_tile(self.tile.width, emitter.emit_tile)
+        """The rows of one work item."""
+        filter_tile = T.floordiv(item, self.row_groups * self.batch)
+        image = T.floormod(T.floordiv(item, self.row_groups), self.batch)
+        group = T.floormod(item, self.row_groups)
+        emitter = _RowEmitter(self, filter_tile, image, buffers)
+        if not self.tile.input_blocks:
+            emitter.emit_row(group)
+            return
+        parts = ceil_div(self.group_blocks, self.tile.input_blocks)
+        first = group * self.tile.rows
+        last = T.min(first + self.tile.rows, self.geometry.output_size[0])
+        with T.serial(0, parts) as part, T.serial(0, last - first) as row:
+            emitter.emit_row(first + row, part, parts)
 
 
 class _RowEmitter:
     """Emits one output row; holds what its tiles share."""
 
-    def __init__(self, conv: Conv2d, item: Expr, buffers: tuple[Buffer, ...]) -> None:
+    def __init__(
+        self, conv: Conv2d, filter_tile: Expr, image: Expr, buffers: tuple[Buffer, ...]
+    ) -> None:
         self.conv = conv
         self.geometry = conv.geometry
         self.x, self.weight, self.bias, *self.operands, self.y = buffers
-        height = self.geometry.output_size[0]
-        self.filter_tile = T.floordiv(item, height * conv.batch)
-        self.image = T.floormod(T.floordiv(item, height), conv.batch)
-        self.row = T.floormod(item, height)
+        self.filter_tile = filter_tile
+        self.image = image
+        self.row: Expr = 0
+        self.part: Expr = 0
+        self.parts = 1
 
-    def emit_tile(self, start: Expr, width: int, position: int | None) -> None:
+    def emit_row(self, row: Expr, part: Expr = 0, parts: int = 1) -> None:
+        """Emit one row, summed over one part of the input blocks."""
+        self.row, self.part, self.parts = row, part, parts
+        self.geometry.for_each_tile(self.conv.tile.width, self._emit_tile)
+
+    def _emit_tile(self, start: Expr, width: int, position: int | None) -> None:
         """Emit `width` pixels from `start`; `position` is `start` where it is known, else None."""
         count = self.conv.tile.channel_blocks
         sums = local(width * count * LANES)
-        for pixel in range(width):
-            for block in range(count):
+        places = [(pixel, block) for pixel in range(width) for block in range(count)]
+
+        def start_from_bias() -> None:
+            for pixel, block in places:
                 channel = (self.filter_tile * count + block) * LANES
                 store(sums, [_lane(pixel, block, count)], self.bias[ramp(channel)])
-        with T.serial(0, self.conv.group_blocks) as input_block:
+
+        def go_on() -> None:
+            for pixel, block in places:
+                waiting = self.y[tuple(self._place(start, pixel, block))]
+                store(sums, [_lane(pixel, block, count)], waiting)
+
+        def wait() -> None:
+            for pixel, block in places:
+                store(self.y, self._place(start, pixel, block), sums[_lane(pixel, block, count)])
+
+        def finish() -> None:
+            for pixel, block in places:
+                self._store(sums, start, pixel, block)
+
+        self._either(self.part == 0, start_from_bias, go_on)
+        self._sum(sums, start, width, position)
+        self._either(self.part == self.parts - 1, finish, wait)
+
+    def _either(self, condition: Expr, then: Emit, otherwise: Emit) -> None:
+        if self.parts == 1:
+            then()
+            return
+        with T.If(condition):
+            with T.Then():
+                then()
+            with T.Else():
+                otherwise()
+
+    def _sum(self, sums: Buffer, start: Expr, width: int, position: int | None) -> None:
+        length = self.conv.tile.input_blocks or self.conv.group_blocks
+        first = self.part * length
+        last = T.min(first + length, self.conv.group_blocks) if self.parts > 1 else length
+        with T.serial(0, last - first) as index:
             low, high = self.geometry.tap_rows(self.row)
             with T.serial(low, high) as tap_row:
-                self._columns(sums, input_block, tap_row, start, width, position)
-        for pixel in range(width):
-            for block in range(count):
-                self._store(sums, start, pixel, block)
+                self._columns(sums, first + index, tap_row, start, width, position)
 
     def _columns(
         self,
@@ -201,7 +259,7 @@ class _RowEmitter:
         pixels: Sequence[int],
     ) -> None:
         count = self.conv.tile.channel_blocks
-        with T.serial(0, self.conv.inner_channels) as channel:
+        with T.serial(0, self._channels_of(input_block)) as channel:
             for pixel in pixels:
                 value = splat(self._input(input_block, tap_row, tap_column, start + pixel, channel))
                 for block in range(count):
@@ -211,6 +269,14 @@ class _RowEmitter:
                         ramp(block * LANES),
                     ]  # fmt: skip
                     store(sums, [lane], sums[lane] + value * weight)
+
+    def _channels_of(self, input_block: Expr) -> Expr:
+        used = self.conv.last_channels
+        if not used:
+            return self.conv.inner_channels
+        if self.conv.group_blocks == 1:
+            return used
+        return T.if_then_else(input_block == self.conv.group_blocks - 1, used, LANES)
 
     def _input(
         self, input_block: Expr, tap_row: Expr, tap_column: Expr, pixel: Expr, channel: Expr
@@ -226,16 +292,19 @@ class _RowEmitter:
             input_block = group * conv.group_blocks + input_block
         return self.x[self.image, input_block, row, column, channel]
 
+    def _place(self, start: Expr, pixel: int, block: int) -> list[Expr]:
+        channel_block = self.filter_tile * self.conv.tile.channel_blocks + block
+        return [self.image, channel_block, self.row, start + pixel, ramp(0)]
+
     def _store(self, sums: Buffer, start: Expr, pixel: int, block: int) -> None:
         count = self.conv.tile.channel_blocks
-        channel_block = self.filter_tile * count + block
-        place = [self.image, channel_block, self.row, start + pixel, ramp(0)]
+        place = self._place(start, pixel, block)
         result = apply_steps(
             self.conv.steps,
             sums[_lane(pixel, block, count)],
             tuple(self.operands),
             _reader(place),
-            _reader([ramp(channel_block * LANES)]),
+            _reader([ramp((self.filter_tile * count + block) * LANES)]),
         )
         store(self.y, place, result)
 
@@ -246,42 +315,3 @@ def _reader(place: list[Expr]) -> Callable[[Buffer], Expr]:
 
 def _lane(pixel: int, block: int, count: int) -> Expr:
     return ramp((pixel * count + block) * LANES)
-
-
-def tile_options(
-    out_width: int, filter_blocks: int, accumulators: int, blocks_limit: int = 4
-) -> list[ConvTile]:
-    """Tiles whose accumulators fit the registers, cheapest first by the cost model.
-
-    Args:
-        out_width: pixels of a row.
-        filter_blocks: whole blocks of filters of a group.
-        accumulators: blocks of 16 floats that registers can hold beside weights and inputs.
-        blocks_limit: most channel blocks a tile may have.
-    """
-    counts = [c for c in range(1, min(blocks_limit, accumulators) + 1) if filter_blocks % c == 0]
-    tiles = set()
-    for count in counts:
-        fewest = ceil_div(out_width, accumulators // count)
-        cuts = range(fewest, min(fewest + 3, out_width + 1))
-        tiles |= {ConvTile(ceil_div(out_width, number), count) for number in cuts}
-    return sorted(tiles, key=lambda t: (_tile_cost(t, out_width), t.width, t.channel_blocks))
-
-
-def choose_tile(
-    out_width: int, filter_blocks: int, accumulators: int, blocks_limit: int = 4
-) -> ConvTile:
-    """The cheapest of `tile_options`."""
-    return tile_options(out_width, filter_blocks, accumulators, blocks_limit)[0]
-
-
-def _tile_cost(tile: ConvTile, out_width: int) -> float:
-    """Cycles a multiply-accumulate takes: loads beside it, and too few independent sums."""
-    whole, tail = divmod(out_width, tile.width)
-    widths = [tile.width] * whole + ([tail] if tail else [])
-    cycles = 0.0
-    for width in widths:
-        sums = width * tile.channel_blocks
-        loads = tile.channel_blocks + width
-        cycles += max(sums, loads / 2, 4.0) + 0.15 * loads
-    return cycles / (out_width * tile.channel_blocks)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from shohin.backends.tvm.kernels.conv2d import tile_options
+from shohin.backends.tvm.kernels.conv_tiles import tile_options
 from shohin.backends.tvm.kernels.emit import (
     LANES,
     Buffer,
@@ -57,9 +57,11 @@ class DepthwiseConv2d(Kernel):
         (height, width), (rows, columns) = self.geometry.output_size, self.geometry.kernel
         return self.batch * self.channels * height * width * rows * columns
 
-    def variants(self, accumulators: int) -> tuple[Kernel, ...]:
+    def variants(self, registers: int) -> tuple[Kernel, ...]:
         """The convolution with narrower and wider tiles."""
-        options = tile_options(self.geometry.output_size[1], 1, min(12, accumulators), 1)
+        # Inputs are vectors as well, not one number in every lane: they need room of their own.
+        room = min(12, max(3, registers - 2))
+        options = tile_options(self.geometry.output_size[1], 1, room, 1)
         return tuple(replace(self, width=tile.width) for tile in options)
 
     def tile_text(self) -> str:

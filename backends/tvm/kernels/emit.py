@@ -9,6 +9,7 @@ and every buffer is a raw pointer. Templates are built with TVM's IR builder rat
 TVMScript: the same TIR comes out, but tiles, edges and epilogues are ordinary Python functions.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeAlias
@@ -30,6 +31,12 @@ class Parameter:
     name: str
     shape: tuple[int, ...]
     dtype: str = "float32"
+
+    @property
+    def bytes(self) -> int:
+        """Size of the array."""
+        width = 1 if self.dtype == "bool" else int("".join(filter(str.isdigit, self.dtype))) // 8
+        return math.prod(self.shape) * width
 
 
 @dataclass(frozen=True)
@@ -62,11 +69,11 @@ class Kernel(ABC):
         """Rough number of scalar operations of all items, to decide whether threads pay."""
         return 0
 
-    def variants(self, accumulators: int) -> tuple["Kernel", ...]:
+    def variants(self, registers: int) -> tuple["Kernel", ...]:
         """The same computation in other tile shapes, likeliest fastest first; itself among them.
 
         Args:
-            accumulators: vectors of 16 floats that registers can hold beside operands.
+            registers: vectors of 16 floats that registers hold, sums and weights together.
         """
         return (self,)
 

@@ -48,7 +48,7 @@ class Geometry:
 
     def tap_rows(self, output_row: Expr) -> tuple[Expr, Expr]:
         """First tap row inside the image, and one past the last."""
-        if not self.padding[0] and not self.padding[1]:
+        if self.padding[0] <= 0 and self.padding[1] <= 0:
             return 0, self.kernel[0]
         step, top = self.dilation[0], self.row(output_row, 0)
         low = T.max(0, T.floordiv(step - 1 - top, step))

@@ -103,9 +103,9 @@ class MatMul(Kernel):
         """Multiply-accumulates, and weights read: a single row is bound by memory."""
         return self.batch * self.rows * self.depth * self.columns
 
-    def variants(self, accumulators: int) -> tuple[Kernel, ...]:
+    def variants(self, registers: int) -> tuple[Kernel, ...]:
         """The product in every tile shape that fits the registers."""
-        options = matrix_tile_options(self.rows, self.columns, accumulators)
+        options = matrix_tile_options(self.rows, self.columns, registers)
         return tuple(replace(self, tile=tile) for tile in options)
 
     def tile_text(self) -> str:
@@ -251,28 +251,30 @@ def _tree_sum(parts: list[Expr]) -> Expr:
     return parts[0]
 
 
-def matrix_tile_options(rows: int, columns: int, accumulators: int) -> list[MatrixTile]:
+def matrix_tile_options(rows: int, columns: int, registers: int) -> list[MatrixTile]:
     """Tiles whose sums fit the registers, cheapest first by the cost model.
 
     Args:
         rows: M.
         columns: N.
-        accumulators: vectors of 16 floats that registers can hold beside operands.
+        registers: vectors of 16 floats that registers hold, sums and weights together; a single
+            row takes its weights from memory.
     """
     tiles = set()
     column_blocks = ceil_div(columns, LANES)
-    for count in range(1, min(8, column_blocks, accumulators) + 1):
-        most = accumulators // count
+    widest = registers if rows == 1 else max(1, registers // 2)
+    for count in range(1, min(8, column_blocks, widest) + 1):
+        most = max(1, registers // count - 1)
         for cuts in range(ceil_div(rows, most), min(ceil_div(rows, most) + 2, rows + 1)):
             height = ceil_div(rows, cuts)
-            splits = [s for s in (1, 2, 4) if s * height * count <= min(accumulators, 16)] or [1]
+            splits = [s for s in (1, 2, 4) if s * height * count <= min(registers, 16)] or [1]
             tiles |= {MatrixTile(height, count, s) for s in splits}
     return sorted(tiles, key=lambda tile: (_matrix_cost(tile, rows, column_blocks), repr(tile)))
 
 
-def choose_matrix_tile(rows: int, columns: int, accumulators: int) -> MatrixTile:
+def choose_matrix_tile(rows: int, columns: int, registers: int) -> MatrixTile:
     """The cheapest of `matrix_tile_options`."""
-    return matrix_tile_options(rows, columns, accumulators)[0]
+    return matrix_tile_options(rows, columns, registers)[0]
 
 
 def _matrix_cost(tile: MatrixTile, rows: int, column_blocks: int) -> float:

@@ -17,6 +17,10 @@ from shohin.backends.tvm.kernels.emit import (
     splat,
     store,
 )
+from shohin.backends.tvm.kernels.geometry import Geometry
+
+_PIXELS = 4
+"""Neighbouring pixels that are pooled together: enough to hide the latency of a maximum."""
 
 
 @dataclass(frozen=True)
@@ -75,32 +79,68 @@ class Pool2d(Kernel):
             Parameter("y", (self.batch, stored, *self.output_size, LANES)),
         )
 
+    @property
+    def geometry(self) -> Geometry:
+        """The windows; where rounding up adds one, padding behind follows from the sizes."""
+        behind = [
+            (out - 1) * stride + dilation * (taps - 1) + 1 - size - before
+            for out, stride, dilation, taps, size, before in zip(
+                self.output_size, self.stride, self.dilation, self.kernel, self.size, self.padding,
+                strict=True,
+            )
+        ]  # fmt: skip
+        padding = (self.padding[0], behind[0], self.padding[1], behind[1])
+        return Geometry(self.size, self.kernel, self.stride, padding, self.dilation)
+
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
         """One output row."""
-        x, y = buffers
         height = self.output_size[0]
         image = T.floordiv(item, height * self.channel_blocks)
         block = T.floormod(T.floordiv(item, height), self.channel_blocks)
         row = T.floormod(item, height)
-        start = T.float32(float("-inf") if self.mode == "max" else 0.0)
-        with T.serial(0, self.output_size[1]) as column:
-            total = local(LANES)
-            store(total, [ramp(0)], splat(start))
-            rows, columns = self._span(row, 0), self._span(column, 1)
-            with T.serial(rows[0], rows[1]) as tap_row, T.serial(columns[0], columns[1]) as tap:
-                value = x[
-                    image,
-                    block,
-                    row * self.stride[0] - self.padding[0] + tap_row * self.dilation[0],
-                    column * self.stride[1] - self.padding[1] + tap * self.dilation[1],
-                    ramp(0),
-                ]
-                held = total[ramp(0)]
-                store(total, [ramp(0)], self._combine(held, value))
-            result = total[ramp(0)]
+        place = (image, block, row)
+
+        def emit_tile(start: Expr, width: int, position: int | None) -> None:
+            if position is None:
+                self._pixels(buffers, place, start, width, (0, self.kernel[1]))
+                return
+            for pixel in range(position, position + width):
+                self._pixels(buffers, place, pixel, 1, self._known_taps(pixel))
+
+        self.geometry.for_each_tile(_PIXELS, emit_tile)
+
+    def _known_taps(self, pixel: int) -> tuple[int, int]:
+        """First tap column inside the image, and one past the last."""
+        inside = [t for t in range(self.kernel[1]) if self.geometry.has_column(pixel, t)]
+        return (inside[0], inside[-1] + 1) if inside else (0, 0)
+
+    def _pixels(
+        self,
+        buffers: tuple[Buffer, ...],
+        place: tuple[Expr, Expr, Expr],
+        start: Expr,
+        width: int,
+        taps: tuple[int, int],
+    ) -> None:
+        """Neighbouring pixels that have the same taps inside the image."""
+        x, y = buffers
+        image, block, row = place
+        first = T.float32(float("-inf") if self.mode == "max" else 0.0)
+        totals = local(width * LANES)
+        for pixel in range(width):
+            store(totals, [ramp(pixel * LANES)], splat(first))
+        rows = self.geometry.tap_rows(row)
+        with T.serial(*rows) as tap_row, T.serial(*taps) as tap:
+            for pixel in range(width):
+                column = self.geometry.column(start + pixel, tap)
+                value = x[image, block, self.geometry.row(row, tap_row), column, ramp(0)]
+                lane = ramp(pixel * LANES)
+                store(totals, [lane], self._combine(totals[lane], value))
+        for pixel in range(width):
+            result = totals[ramp(pixel * LANES)]
             if self.mode == "average":
-                result = result * splat(self._reciprocal(row, column, rows, columns))
-            store(y, [image, block, row, column, ramp(0)], result)
+                result = result * splat(self._reciprocal(row, start + pixel, rows, taps))
+            store(y, [image, block, row, start + pixel, ramp(0)], result)
 
     def _combine(self, held: Expr, value: Expr) -> Expr:
         if self.mode == "average":
@@ -108,23 +148,15 @@ class Pool2d(Kernel):
         # NaN is the largest of all, as in PyTorch, whichever side it is on.
         return T.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.maximum", held, value)
 
-    def _span(self, position: Expr, axis: int) -> tuple[Expr, Expr]:
-        """First tap inside the image, and one past the last."""
-        step = self.dilation[axis]
-        origin = position * self.stride[axis] - self.padding[axis]
-        low = T.max(0, T.floordiv(step - 1 - origin, step))
-        high = T.min(self.kernel[axis], T.floordiv(self.size[axis] - 1 - origin, step) + 1)
-        return low, high
-
     def _reciprocal(
-        self, row: Expr, column: Expr, rows: tuple[Expr, Expr], columns: tuple[Expr, Expr]
+        self, row: Expr, column: Expr, rows: tuple[Expr, Expr], taps: tuple[int, int]
     ) -> Expr:
         if self.divisor:
             return T.float32(1.0 / self.divisor)
         if self.count_padding:
             count = self._padded_taps(row, 0) * self._padded_taps(column, 1)
         else:
-            count = (rows[1] - rows[0]) * (columns[1] - columns[0])
+            count = (rows[1] - rows[0]) * (taps[1] - taps[0])
         return T.float32(1.0) / T.cast(count, "float32")
 
     def _padded_taps(self, position: Expr, axis: int) -> Expr:

@@ -55,10 +55,11 @@ def lower(program: Program, tuner: Tuner, batch: int, constants: Path, progress:
         progress: called while kernels are measured.
 
     Raises:
+        SpecError: when packages that the target's options need are not installed.
         UnsupportedError: listing every node that nothing can compile.
     """
     operations = select(program, batch)
-    if tuner.tune != "off":
+    if tuner.measures:
         Planner(tuner, ConstantFile(None), PLACERS).plan(operations)
         tuner.measure(progress)
     planner = Planner(tuner, ConstantFile(constants), PLACERS)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import torch
 
-from shohin.backends.tvm.kernels.conv2d import Conv2d, choose_tile
+from shohin.backends.tvm.kernels.conv2d import Conv2d
+from shohin.backends.tvm.kernels.conv_tiles import choose_tile
 from shohin.backends.tvm.kernels.depthwise import DepthwiseConv2d
 from shohin.backends.tvm.kernels.emit import LANES, blocks
 from shohin.backends.tvm.kernels.geometry import Geometry
@@ -53,9 +54,10 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
             groups=groups,
             plain_input=plain,
             tile=choose_tile(
-                positions, padded_filters // LANES // groups, planner.target.accumulators()
+                positions, padded_filters // LANES // groups, planner.target.registers()
             ),
             output_blocks=planner.image_blocks(op.output),
+            last_channels=0 if plain or groups > 1 else channels % LANES,
             steps=kernel_steps(op),
         )
     )
@@ -139,7 +141,7 @@ def _place_depthwise(planner: Planner, op: Convolution) -> None:
     taps = (int(op.weight.shape[2]), int(op.weight.shape[3]))
     size = (op.x.shape[2], op.x.shape[3])
     geometry = Geometry(size, taps, op.stride, op.padding, op.dilation)
-    tile = choose_tile(op.output.shape[3], 1, min(12, planner.target.accumulators()), 1)
+    tile = choose_tile(op.output.shape[3], 1, min(12, planner.target.registers()), 1)
     kernel = planner.choose(
         DepthwiseConv2d(
             batch=op.x.shape[0],

@@ -37,7 +37,7 @@ def place_linear(planner: Planner, op: Linear) -> None:
     columns = weight.shape[0]
     depth = weight.shape[1] if image is None else blocked_bytes(image) // 4 // image.shape[0]
     rows = math.prod(op.output.shape[:-1])
-    tile = choose_matrix_tile(rows, columns, planner.target.accumulators())
+    tile = choose_matrix_tile(rows, columns, planner.target.registers())
     kernel = planner.choose(
         MatMul(1, rows, depth, columns, True, op.bias is not None, tile, steps=kernel_steps(op))
     )
@@ -82,7 +82,7 @@ def place_batched_matmul(planner: Planner, op: BatchedMatMul) -> None:
     b = planner.plain(op.b)
     if op.transpose_b:
         b = _transposed(planner, op, b, (batch, columns, depth))
-    tile = choose_matrix_tile(rows, columns, planner.target.accumulators())
+    tile = choose_matrix_tile(rows, columns, planner.target.registers())
     kernel = planner.choose(
         MatMul(
             batch,

@@ -20,7 +20,7 @@ def place_region(planner: Planner, op: Region) -> None:
     places |= _results(planner, op, code)
     for name, (shape, dtype) in code.temporaries.items():
         places[name] = planner.new_buffer(_bytes(shape, dtype))
-    for call in code.calls:
+    for call in map(planner.tuner.searcher.choose, code.calls):
         arguments = [places[name] for name in call.arguments]
         label = f"{op.label} ({call.label})"
         planner.call_function(call.function, arguments, call.extent, call.operations, label)

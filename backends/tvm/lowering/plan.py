@@ -13,7 +13,7 @@ from shohin.backends.tvm.kernels.layout import Copy, ToBlocked, ToPlain
 from shohin.backends.tvm.lowering.memory import ALIGNMENT, Buffer, ConstantFile, Placement
 from shohin.backends.tvm.lowering.operations import Array, Operation, Operations, Value
 from shohin.backends.tvm.lowering.slices import Slice, find_slices
-from shohin.backends.tvm.target import CpuTarget
+from shohin.backends.tvm.processor import Processor
 from shohin.backends.tvm.tuning.tuner import Tuner
 
 KernelType = TypeVar("KernelType", bound=Kernel)
@@ -91,7 +91,7 @@ class Planner:
     _slices: dict[Value, Slice] = field(default_factory=dict)
 
     @property
-    def target(self) -> CpuTarget:
+    def target(self) -> Processor:
         """Where the code will run."""
         return self.tuner.target
 
@@ -164,9 +164,7 @@ class Planner:
         else:
             whole = self.define_blocked(part.whole)
             block_bytes = blocked_bytes(value) // value.shape[0] // blocks(value.shape[1])
-            self._blocked[value] = Placement(
-                whole.buffer, whole.offset + part.block * block_bytes
-            )
+            self._blocked[value] = Placement(whole.buffer, whole.offset + part.block * block_bytes)
         return self._blocked[value]
 
     def image_blocks(self, value: Value) -> int:

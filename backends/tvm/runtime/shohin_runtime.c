@@ -2,15 +2,22 @@
  * shohin_runtime.c: runs the steps of a model on a fixed group of threads.
  *
  * The caller of a run is thread 0 and leads; the other threads ("workers") belong to the
- * instance. Steps run in order. A step that is split ("parallel") is one fork and one join: the
- * leader publishes the next ticket, every thread computes its part, every worker publishes the
- * ticket as finished, and the leader waits for all of them. Steps that are not split run on the
- * leader between a join and the next fork, so they need no synchronisation of their own, and
- * two parallel steps in a row are separated by exactly one barrier.
+ * instance. Steps run in order. A step that is split ("parallel") is one fork and one join: its
+ * items are dealt out in one share per thread, each share in a few chunks. A thread works off its
+ * own share first, which keeps the same weights in the same cache from run to run, and then helps
+ * with the shares of others. Nobody waits for a thread that has not begun: a worker that is still
+ * asleep, or whose processor is taken by something else, only finds less to do. What is computed
+ * does not depend on who computes it. Steps that are not split run on the leader between a join
+ * and the next fork, so they need no synchronisation of their own.
  *
- * Ordering: what the leader wrote before a fork is visible to the workers through the
- * release/acquire pair on `ticket`; what a worker wrote is visible to the leader through the pair
- * on `finished`, and to the other workers through the leader's next fork.
+ * A fork writes the ticket of the step into the `claim` of every share, with the next chunk's
+ * number below it; claiming a chunk is one atomic addition, whose result says of which step it
+ * is. A claim beyond the last chunk gives nothing to do. A thread that has computed chunks of a
+ * share adds their number to the share's `done`; the leader waits until all chunks are done.
+ *
+ * Ordering: what was written before a fork is visible to whoever claims a chunk through the
+ * release/acquire pair on `claim`; what chunks wrote is visible to the leader through the pair on
+ * `done`, and to other threads through the leader's next fork.
  */
 #if defined(__linux__)
 #define _GNU_SOURCE /* sched_getaffinity */
@@ -54,20 +61,28 @@ enum {
     POLLS_BEFORE_YIELD_CROWDED = 16,
     /* How long a worker stays awake after a run, so that a prompt next run starts quickly. */
     LINGER_NANOSECONDS = 50 * 1000,
-    POLLS_PER_CLOCK_READING = 32
+    POLLS_PER_CLOCK_READING = 32,
+    /* Chunks of a share: enough that a thread that comes free finds something to help with. */
+    CHUNKS_PER_SHARE = 4
 };
 
+/* One thread's part of the step that runs. */
+typedef struct share {
+    _Alignas(CACHE_LINE) atomic_ullong claim; /* ticket << 32 | next chunk */
+    _Alignas(CACHE_LINE) atomic_uint done;    /* chunks computed since creation; wraps around */
+    unsigned expected;                        /* what `done` will be; the leader's alone */
+} share;
+
 typedef struct worker {
-    _Alignas(CACHE_LINE) atomic_uint finished; /* last ticket done; written by the worker only */
-    _Alignas(CACHE_LINE) pthread_t thread;     /* off the polled line */
+    pthread_t thread;
     shohin_instance *instance;
-    int32_t index; /* 1 .. threads - 1: which part of each step it computes */
+    int32_t index; /* 1 .. threads - 1: which share of each step is its own */
 } worker;
 
 struct shohin_instance {
     /* Written by the leader only and polled by all workers, hence alone on their line. */
-    _Alignas(CACHE_LINE) atomic_uint ticket; /* counts forks; wraps around harmlessly */
-    atomic_uint run;                         /* counts runs; a change wakes the workers */
+    _Alignas(CACHE_LINE) atomic_uint ticket; /* of the last fork; see `next_ticket` */
+    atomic_uint run;                         /* odd while a run is going on */
 
     _Alignas(CACHE_LINE) atomic_flag in_use;
     atomic_bool stop;
@@ -83,7 +98,9 @@ struct shohin_instance {
     int32_t *parts;    /* per step: how many threads share it; 0: nothing to do */
     int32_t *parallel; /* the steps with more than one part, in order */
     int32_t parallel_count;
-    worker *workers; /* threads - 1 */
+    unsigned ticket_limit; /* tickets are below it; a multiple of parallel_count */
+    share *shares;         /* one per thread */
+    worker *workers;       /* threads - 1 */
     int32_t started; /* workers whose thread exists */
 
     /* Rewritten by each run, before the first fork. */
@@ -118,48 +135,102 @@ static int64_t now_nanoseconds(void) {
     return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
 }
 
-/* Waits for another thread that is at work. Yields in the end: it may need this processor. */
-static void await(const atomic_uint *value, unsigned wanted, int32_t polls_before_yield) {
-    int32_t polls = 0;
-    while (atomic_load_explicit(value, memory_order_acquire) != wanted) {
-        if (polls < polls_before_yield) {
-            ++polls;
-            relax();
-        } else {
-            sched_yield();
-        }
+/* One round of waiting for another thread. Yields in the end: it may need this processor. */
+static inline void wait_a_little(int32_t *polls, int32_t polls_before_yield) {
+    if (*polls < polls_before_yield) {
+        ++*polls;
+        relax();
+    } else {
+        sched_yield();
     }
 }
 
 /* ---------------------------------------------------------------- steps */
 
-/* Calls one part of a step. Part sizes differ by at most one. */
-static void run_part(const shohin_instance *instance, int32_t step, int32_t part) {
+static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+
+/* The first item of a part of [0, extent); part sizes differ by at most one. */
+static int32_t part_begin(int32_t extent, int32_t part, int32_t parts) {
+    return (int32_t)((int64_t)extent * part / parts);
+}
+
+/* Items and chunks of a thread's share of a step; no chunks beyond the step's parts. */
+typedef struct span {
+    int32_t begin;
+    int32_t items;
+    int32_t chunks;
+} span;
+
+static span share_span(const shohin_instance *instance, int32_t step, int32_t index) {
     const int32_t parts = instance->parts[step];
-    if (part >= parts) {
-        return;
+    span found = {0, 0, 0};
+    if (index < parts) {
+        const int32_t extent = instance->model->steps[step].extent;
+        found.begin = part_begin(extent, index, parts);
+        found.items = part_begin(extent, index + 1, parts) - found.begin;
+        found.chunks = smaller(found.items, CHUNKS_PER_SHARE);
     }
-    const shohin_step *work = &instance->model->steps[step];
-    const int32_t begin = (int32_t)((int64_t)work->extent * part / parts);
-    const int32_t end = (int32_t)((int64_t)work->extent * (part + 1) / parts);
-    work->function(&instance->frame, begin, end);
+    return found;
+}
+
+/* Tickets say which step they are for: the number of the parallel step is the remainder. */
+static int32_t step_of(const shohin_instance *instance, unsigned ticket) {
+    return instance->parallel[ticket % (unsigned)instance->parallel_count];
+}
+
+static unsigned next_ticket(const shohin_instance *instance, unsigned ticket) {
+    return ticket + 1 == instance->ticket_limit ? 0 : ticket + 1;
+}
+
+/*
+ * Computes chunks of one share until none is left. All are of one step: the leader does not go on
+ * to the next before those of this thread are counted as done.
+ */
+static void work_off(shohin_instance *instance, int32_t index) {
+    share *own = &instance->shares[index];
+    unsigned done = 0;
+    for (;;) {
+        const unsigned long long claim =
+            atomic_fetch_add_explicit(&own->claim, 1, memory_order_acquire);
+        const int32_t step = step_of(instance, (unsigned)(claim >> 32));
+        const int32_t chunk = (int32_t)(claim & 0x7fffffffu);
+        const span work = share_span(instance, step, index);
+        if (chunk >= work.chunks) {
+            break;
+        }
+        const int32_t begin = work.begin + part_begin(work.items, chunk, work.chunks);
+        const int32_t end = work.begin + part_begin(work.items, chunk + 1, work.chunks);
+        instance->model->steps[step].function(&instance->frame, begin, end);
+        ++done;
+    }
+    if (done > 0) {
+        atomic_fetch_add_explicit(&own->done, done, memory_order_release);
+    }
+}
+
+/* Computes what is left of the step that runs, beginning with a thread's own share. */
+static void work_off_all(shohin_instance *instance, int32_t index) {
+    for (int32_t i = 0; i < instance->threads; ++i) {
+        work_off(instance, (index + i) % instance->threads);
+    }
 }
 
 /* ---------------------------------------------------------------- workers */
 
-static bool run_changed(shohin_instance *instance, unsigned seen) {
-    return atomic_load_explicit(&instance->run, memory_order_acquire) != seen;
+/* Whether a run goes on, or the instance is destroyed. */
+static bool is_wanted(shohin_instance *instance) {
+    return (atomic_load(&instance->run) & 1) != 0 || atomic_load(&instance->stop);
 }
 
 /* Polls for a short while for the next run. False: none came. */
-static bool linger(shohin_instance *instance, unsigned seen) {
+static bool linger(shohin_instance *instance) {
     if (instance->linger_nanoseconds == 0) {
-        return run_changed(instance, seen);
+        return is_wanted(instance);
     }
     const int64_t deadline = now_nanoseconds() + instance->linger_nanoseconds;
     do {
         for (int32_t poll = 0; poll < POLLS_PER_CLOCK_READING; ++poll) {
-            if (run_changed(instance, seen)) {
+            if (is_wanted(instance)) {
                 return true;
             }
             relax();
@@ -173,41 +244,47 @@ static bool linger(shohin_instance *instance, unsigned seen) {
  * leader writes `run` and then reads `asleep`. All four are sequentially consistent, so at least
  * one of the two sees the other, and no wake-up is lost.
  */
-static void sleep_until_run(shohin_instance *instance, unsigned seen) {
+static void sleep_until_wanted(shohin_instance *instance) {
     pthread_mutex_lock(&instance->mutex);
     atomic_fetch_add(&instance->asleep, 1);
-    while (atomic_load(&instance->run) == seen) {
+    while (!is_wanted(instance)) {
         pthread_cond_wait(&instance->wake, &instance->mutex);
     }
     atomic_fetch_sub(&instance->asleep, 1);
     pthread_mutex_unlock(&instance->mutex);
 }
 
-static void *worker_main(void *argument) {
-    worker *self = argument;
-    shohin_instance *instance = self->instance;
-    unsigned ticket = 0;
-    for (unsigned run = 0;; ++run) {
-        if (!linger(instance, run)) {
-            sleep_until_run(instance, run);
+/* Helps with the steps of the run that goes on, until it ends. */
+static void help(shohin_instance *instance, int32_t index, unsigned *ticket) {
+    int32_t polls = 0;
+    while ((atomic_load_explicit(&instance->run, memory_order_acquire) & 1) != 0) {
+        const unsigned current = atomic_load_explicit(&instance->ticket, memory_order_acquire);
+        if (current == *ticket) {
+            wait_a_little(&polls, instance->polls_before_yield);
+            continue;
         }
-        if (atomic_load_explicit(&instance->stop, memory_order_relaxed)) {
-            return NULL; /* `stop` was set before `run` changed */
-        }
-        for (int32_t i = 0; i < instance->parallel_count; ++i) {
-            ++ticket;
-            await(&instance->ticket, ticket, instance->polls_before_yield);
-            run_part(instance, instance->parallel[i], self->index);
-            atomic_store_explicit(&self->finished, ticket, memory_order_release);
-        }
+        work_off_all(instance, index);
+        *ticket = current;
+        polls = 0;
     }
 }
 
-/* Ends the workers' idle state. */
-static void wake_workers(shohin_instance *instance) {
-    /* Only the leader writes `run`, so this needs no atomic increment. */
-    const unsigned next = atomic_load_explicit(&instance->run, memory_order_relaxed) + 1;
-    atomic_store(&instance->run, next);
+static void *worker_main(void *argument) {
+    worker *self = argument;
+    shohin_instance *instance = self->instance;
+    unsigned ticket = instance->ticket_limit - 1;
+    for (;;) {
+        if (!linger(instance)) {
+            sleep_until_wanted(instance);
+        }
+        if (atomic_load(&instance->stop)) {
+            return NULL;
+        }
+        help(instance, self->index, &ticket);
+    }
+}
+
+static void wake_sleepers(shohin_instance *instance) {
     if (atomic_load(&instance->asleep) > 0) {
         pthread_mutex_lock(&instance->mutex);
         pthread_cond_broadcast(&instance->wake);
@@ -217,41 +294,61 @@ static void wake_workers(shohin_instance *instance) {
 
 /* ---------------------------------------------------------------- the leader */
 
-static void run_parallel(shohin_instance *instance, int32_t step) {
-    const unsigned ticket = atomic_load_explicit(&instance->ticket, memory_order_relaxed) + 1;
+/* Offers the chunks of a step to all threads. */
+static void fork_step(shohin_instance *instance, int32_t step) {
+    const unsigned last = atomic_load_explicit(&instance->ticket, memory_order_relaxed);
+    const unsigned ticket = next_ticket(instance, last);
+    for (int32_t i = 0; i < instance->threads; ++i) {
+        share *one = &instance->shares[i];
+        one->expected += (unsigned)share_span(instance, step, i).chunks;
+        atomic_store_explicit(&one->claim, (unsigned long long)ticket << 32, memory_order_release);
+    }
     atomic_store_explicit(&instance->ticket, ticket, memory_order_release);
-    run_part(instance, step, 0);
-    for (int32_t i = 0; i < instance->started; ++i) {
-        await(&instance->workers[i].finished, ticket, instance->polls_before_yield);
+}
+
+/* Waits for the chunks that others have claimed and not finished. */
+static void join_step(shohin_instance *instance) {
+    for (int32_t i = 0; i < instance->threads; ++i) {
+        const share *one = &instance->shares[i];
+        int32_t polls = 0;
+        while (atomic_load_explicit(&one->done, memory_order_acquire) != one->expected) {
+            wait_a_little(&polls, instance->polls_before_yield);
+        }
     }
 }
 
 static void run_step(shohin_instance *instance, int32_t step) {
     if (instance->parts[step] > 1) {
-        run_parallel(instance, step);
-    } else {
-        run_part(instance, step, 0);
+        fork_step(instance, step);
+        work_off_all(instance, 0);
+        join_step(instance);
+    } else if (instance->parts[step] == 1) {
+        const shohin_step *work = &instance->model->steps[step];
+        work->function(&instance->frame, 0, work->extent);
+    }
+}
+
+/* Tells the workers that a run begins or ends. Only the leader writes `run`. */
+static void flip_run(shohin_instance *instance) {
+    if (instance->parallel_count > 0) {
+        atomic_store(&instance->run, atomic_load(&instance->run) + 1);
     }
 }
 
 /* Runs all steps; `milliseconds` (one per step) may be NULL. */
 static void run_steps(shohin_instance *instance, double *milliseconds) {
     const int32_t count = instance->model->info.step_count;
-    if (instance->parallel_count > 0) {
-        /* Before any leading unsplit steps, so that they hide the time to wake up. */
-        wake_workers(instance);
-    }
-    if (milliseconds == NULL) {
-        for (int32_t step = 0; step < count; ++step) {
-            run_step(instance, step);
-        }
-        return;
-    }
+    /* Before any leading unsplit steps, so that they hide the time to wake up. */
+    flip_run(instance);
+    wake_sleepers(instance);
     for (int32_t step = 0; step < count; ++step) {
-        const int64_t start = now_nanoseconds();
+        const int64_t start = milliseconds == NULL ? 0 : now_nanoseconds();
         run_step(instance, step);
-        milliseconds[step] = (double)(now_nanoseconds() - start) * 1e-6;
+        if (milliseconds != NULL) {
+            milliseconds[step] = (double)(now_nanoseconds() - start) * 1e-6;
+        }
     }
+    flip_run(instance);
 }
 
 /* ---------------------------------------------------------------- inputs and outputs */
@@ -391,8 +488,6 @@ static int32_t processor_count(void) {
     return online < 1 ? 1 : online > SHOHIN_MAX_THREADS ? SHOHIN_MAX_THREADS : (int32_t)online;
 }
 
-static int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
-
 static int32_t part_count(const shohin_step *step, int32_t threads) {
     if (step->extent <= 0) {
         return 0;
@@ -413,6 +508,22 @@ static void plan_steps(shohin_instance *instance, int32_t threads) {
         most = parts > most ? parts : most;
     }
     instance->threads = most;
+    if (instance->parallel_count > 0) {
+        const unsigned count = (unsigned)instance->parallel_count;
+        instance->ticket_limit = UINT32_MAX / count * count;
+        atomic_init(&instance->ticket, instance->ticket_limit - 1);
+    }
+}
+
+/* The shares, with nothing to claim before the first fork. */
+static bool allocate_shares(shohin_instance *instance) {
+    instance->shares = allocate(CACHE_LINE, (size_t)instance->threads * sizeof *instance->shares);
+    for (int32_t i = 0; instance->shares != NULL && i < instance->threads; ++i) {
+        const unsigned ticket = atomic_load(&instance->ticket);
+        atomic_init(&instance->shares[i].claim, (unsigned long long)ticket << 32 | 0x40000000u);
+        atomic_init(&instance->shares[i].done, 0);
+    }
+    return instance->shares != NULL;
 }
 
 static void *allocate_table(int32_t count, size_t element_bytes) {
@@ -447,6 +558,7 @@ static void free_memory(shohin_instance *instance) {
     free(instance->parts);
     free(instance->parallel);
     free(instance->workers);
+    free(instance->shares);
     free(instance->frame.arena);
     free(instance);
 }
@@ -471,7 +583,7 @@ static shohin_instance *allocate_instance(const shohin_model *model, int32_t thr
     plan_steps(instance, threads);
     instance->workers =
         allocate(CACHE_LINE, (size_t)(instance->threads - 1) * sizeof *instance->workers);
-    if (instance->workers == NULL) {
+    if (instance->workers == NULL || !allocate_shares(instance)) {
         free_memory(instance);
         return NULL;
     }
@@ -482,8 +594,8 @@ static shohin_instance *allocate_instance(const shohin_model *model, int32_t thr
 }
 
 static void stop_workers(shohin_instance *instance) {
-    atomic_store_explicit(&instance->stop, true, memory_order_relaxed);
-    wake_workers(instance);
+    atomic_store(&instance->stop, true);
+    wake_sleepers(instance);
     for (int32_t i = 0; i < instance->started; ++i) {
         pthread_join(instance->workers[i].thread, NULL);
     }
@@ -491,7 +603,6 @@ static void stop_workers(shohin_instance *instance) {
 
 static bool start_worker(shohin_instance *instance, int32_t index, const pthread_attr_t *how) {
     worker *self = &instance->workers[index - 1];
-    atomic_init(&self->finished, 0);
     self->instance = instance;
     self->index = index;
     if (pthread_create(&self->thread, how, worker_main, self) != 0) {

@@ -10,7 +10,7 @@ import platformdirs
 
 from shohin.backends.tvm import kernels
 from shohin.backends.tvm.kernels.emit import Kernel
-from shohin.backends.tvm.target import CpuTarget
+from shohin.backends.tvm.processor import Processor
 from shohin.ir.files import atomic_path
 
 
@@ -40,7 +40,7 @@ class TuningCache:
         """The cache of this user."""
         return cls(Path(platformdirs.user_cache_dir("shohin")) / "tuning")
 
-    def read(self, kernel: Kernel, target: CpuTarget) -> Measurement | None:
+    def read(self, kernel: Kernel, target: Processor) -> Measurement | None:
         """What was measured, or None. An unreadable file counts as not there."""
         try:
             content = json.loads(self._path(kernel, target).read_text())
@@ -48,7 +48,7 @@ class TuningCache:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def write(self, kernel: Kernel, target: CpuTarget, measurement: Measurement) -> None:
+    def write(self, kernel: Kernel, target: Processor, measurement: Measurement) -> None:
         """Keep a measurement."""
         path = self._path(kernel, target)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,18 +60,22 @@ class TuningCache:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
-    def _path(self, kernel: Kernel, target: CpuTarget) -> Path:
+    def _path(self, kernel: Kernel, target: Processor) -> Path:
         text = f"{kernel.problem()} {target.resolved()}"
-        return self.folder / templates_version() / f"{_digest(text.encode())}.json"
+        return self.folder / templates_version() / f"{digest(text.encode())}.json"
 
 
 @lru_cache(maxsize=1)
 def templates_version() -> str:
     """Hash of the templates' source: measurements of other templates do not count."""
-    folder = Path(str(kernels.__file__)).parent
-    sources = b"".join(path.read_bytes() for path in sorted(folder.glob("*.py")))
-    return _digest(sources)
+    return sources_version(Path(str(kernels.__file__)).parent)
 
 
-def _digest(data: bytes) -> str:
+def sources_version(folder: Path) -> str:
+    """Hash of the Python files in a folder."""
+    return digest(b"".join(path.read_bytes() for path in sorted(folder.glob("*.py"))))
+
+
+def digest(data: bytes) -> str:
+    """A short hash, for names of files."""
     return hashlib.sha256(data).hexdigest()[:16]

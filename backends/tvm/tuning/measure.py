@@ -1,25 +1,30 @@
 """Measuring variants of kernels on this machine."""
 
 import ctypes
+import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tvm.ir import PrimType
 
+from shohin.backends.tvm.generic.expressions import shape_of
+from shohin.backends.tvm.generic.schedule import RangedFunction
 from shohin.backends.tvm.kernels.emit import Kernel
 from shohin.backends.tvm.link import link_kernels
 from shohin.backends.tvm.objects import emit_object
-from shohin.backends.tvm.target import CpuTarget
+from shohin.backends.tvm.processor import Processor
 
 _BUDGET = 0.012
 _LEAST_ROUNDS = 3
 
 
 def measure_kernels(
-    kernels: Sequence[Kernel], target: CpuTarget, compiled: Callable[[], None] = lambda: None
+    kernels: Sequence[Kernel], target: Processor, compiled: Callable[[], None] = lambda: None
 ) -> list[float]:
     """Milliseconds of each kernel on one thread, the least of a few interleaved runs.
 
@@ -29,33 +34,99 @@ def measure_kernels(
         target: processor to compile for; it must be one this machine can run.
         compiled: called when the code is there and measuring begins.
     """
+    functions = [RangedFunction(kernel.build(), kernel.extent) for kernel in kernels]
+    return measure_functions(functions, target, compiled=compiled)
+
+
+def measure_functions(
+    functions: Sequence[RangedFunction],
+    target: Processor,
+    *,
+    hopeless: float = math.inf,
+    compiled: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Milliseconds of each function on one thread, the least of a few runs.
+
+    Args:
+        functions: what to compare; those with equal parameters beside each other share their
+            arrays.
+        target: processor to compile for; it must be one this machine can run.
+        hopeless: milliseconds from which on the first run of a function is its last.
+        compiled: called when the code is there and measuring begins.
+    """
+    with _compiled(functions, target) as library:
+        compiled()
+        return _times(library, functions, hopeless)
+
+
+def compute(
+    functions: Sequence[tuple[RangedFunction, Sequence[str]]], output: str, target: Processor
+) -> list[Any]:
+    """What each function computes from the same random numbers, as flat arrays.
+
+    Args:
+        functions: each with the names of its arrays; arrays of one name hold the same numbers.
+        output: the array that is written.
+        target: processor to compile for; it must be one this machine can run.
+    """
+    generator = np.random.default_rng(0)
+    inputs: dict[str, Any] = {}
+    results = []
+    with _compiled([function for function, _ in functions], target) as library:
+        for index, (ranged, names) in enumerate(functions):
+            arrays = dict(zip(names, _array_shapes(ranged.function), strict=True))
+            for name in sorted(arrays.keys() - inputs.keys() - {output}):
+                inputs[name] = _filled(*arrays[name])
+                _randomise(inputs[name], generator)
+            written = _filled(*arrays[output])
+            used = [written if name == output else inputs[name] for name in names]
+            _runner(getattr(library, f"kernel_{index}"), used, ranged.extent)()
+            results.append(written)
+    return results
+
+
+@contextmanager
+def _compiled(functions: Sequence[RangedFunction], target: Processor) -> Iterator[Any]:
+    """A loaded library of the functions ``kernel_0`` and so on."""
     with tempfile.TemporaryDirectory(prefix="shohin-tune-") as name:
         folder = Path(name)
-        functions = {f"kernel_{i}": kernel.build() for i, kernel in enumerate(kernels)}
-        emit_object(functions, target, folder / "kernels.o")
+        built = {f"kernel_{i}": ranged.function for i, ranged in enumerate(functions)}
+        emit_object(built, target, folder / "kernels.o")
         library = folder / "kernels.so"
         link_kernels(folder, library)
-        loaded = ctypes.CDLL(str(library))
-        compiled()
-        runs = [_runner(loaded, i, kernel) for i, kernel in enumerate(kernels)]
-        return [_least(run) for run in runs]
+        yield ctypes.CDLL(str(library))
 
 
-def _runner(library: Any, index: int, kernel: Kernel) -> Callable[[], float]:
-    function = getattr(library, f"kernel_{index}")
+def _times(library: Any, functions: Sequence[RangedFunction], hopeless: float) -> list[float]:
+    times: list[float] = []
+    shapes: list[tuple[tuple[int, ...], str]] = []
+    arrays: list[Any] = []
+    for index, ranged in enumerate(functions):
+        if _array_shapes(ranged.function) != shapes or not index:
+            shapes = _array_shapes(ranged.function)
+            arrays = [_filled(shape, dtype) for shape, dtype in shapes]
+        run = _runner(getattr(library, f"kernel_{index}"), arrays, ranged.extent)
+        times.append(_least(run, hopeless))
+    return times
+
+
+def _array_shapes(function: Any) -> list[tuple[tuple[int, ...], str]]:
+    arrays = [p for p in function.params if not isinstance(p.ty, PrimType)]
+    return [(shape_of(array), str(array.dtype)) for array in arrays]
+
+
+def _runner(function: Any, arrays: Sequence[Any], extent: int) -> Callable[[], float]:
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
 
     def run() -> float:
         start = time.perf_counter()
-        function(*pointers, 0, kernel.extent)
+        function(*pointers, 0, extent)
         return time.perf_counter() - start
 
-    arrays = [_random(p.shape, p.dtype) for p in kernel.parameters()]
-    pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
-    run.__dict__["arrays"] = arrays
     return run
 
 
-def _random(shape: tuple[int, ...], dtype: str) -> Any:
+def _filled(shape: tuple[int, ...], dtype: str) -> Any:
     """Numbers of ordinary size on a boundary that kernels may assume."""
     count = int(np.prod(shape, dtype=np.int64))
     raw = np.empty(count * np.dtype(dtype).itemsize + 64, np.uint8)
@@ -65,8 +136,17 @@ def _random(shape: tuple[int, ...], dtype: str) -> Any:
     return array
 
 
-def _least(run: Callable[[], float]) -> float:
-    run()
+def _randomise(array: Any, generator: np.random.Generator) -> None:
+    if array.dtype.kind == "f":
+        array[:] = generator.normal(scale=2, size=array.size)
+    else:
+        array[:] = generator.integers(0, 8, array.size)
+
+
+def _least(run: Callable[[], float], hopeless: float) -> float:
+    first = run() * 1e3
+    if first >= hopeless:
+        return first
     times = [run()]
     spent = times[0]
     while len(times) < _LEAST_ROUNDS or (spent < _BUDGET and len(times) < 200):

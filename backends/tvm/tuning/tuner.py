@@ -4,9 +4,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from shohin.backends.tvm.kernels.emit import Kernel
-from shohin.backends.tvm.target import CpuTarget, Tune, host_runs
+from shohin.backends.tvm.processor import Processor, Tune
+from shohin.backends.tvm.target import host_runs
 from shohin.backends.tvm.tuning.cache import Measurement, TuningCache
 from shohin.backends.tvm.tuning.measure import measure_kernels
+from shohin.backends.tvm.tuning.schedules import ScheduleCache
+from shohin.backends.tvm.tuning.searcher import Searcher
 
 VARIANTS: dict[Tune, int] = {"off": 1, "quick": 5, "full": 24}
 """Most variants that are compared for one kernel; the cost model orders them."""
@@ -31,20 +34,30 @@ class Tuner:
         target: where the code will run.
         cache: measurements on disk.
         missing: kernels that were asked for and are not measured.
+        searcher: searches schedules of what no template covers, where the target asks for that.
     """
 
-    target: CpuTarget
+    target: Processor
     cache: TuningCache = field(default_factory=TuningCache.default)
     missing: dict[str, tuple[Kernel, ...]] = field(default_factory=dict)
+    searcher: Searcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.searcher = Searcher(self.target, ScheduleCache(self.cache.folder / "schedules"))
 
     @property
     def tune(self) -> Tune:
         """How much to measure: nothing for a processor whose code cannot run here."""
         return "off" if host_runs(self.target.resolved()) else self.target.tune
 
+    @property
+    def measures(self) -> bool:
+        """Whether choices depend on measurements, so that planning once is not enough."""
+        return self.tune != "off" or self.searcher.trials > 0
+
     def choose(self, kernel: Kernel) -> Kernel:
         """The variant to use; the cost model's favourite where nothing was measured."""
-        variants = kernel.variants(self.target.accumulators())[: VARIANTS[self.tune]]
+        variants = kernel.variants(self.target.registers())[: VARIANTS[self.tune]]
         if len(variants) <= 1 or kernel.operations < WORTH_MEASURING:
             return variants[0] if variants else kernel
         known = self.cache.read(kernel, self.target)
@@ -58,8 +71,12 @@ class Tuner:
         """Measure what is missing and keep the results.
 
         Args:
-            progress: called with (variants done, variants, text).
+            progress: called with (variants or trials done, variants or trials, text).
+
+        Raises:
+            SpecError: when packages that a search needs are not installed.
         """
+        self.searcher.search(progress)
         work = [(problem, v) for problem, variants in self.missing.items() for v in variants]
         times: dict[str, dict[str, float]] = {}
         for start in range(0, len(work), _GROUP):

@@ -56,7 +56,7 @@ def inspect(
         _inspect_binary(file, steps, as_json)
         return
     if Path(file).is_file() and not Path(file).suffix:
-        _inspect_executable(file, as_json)
+        _inspect_unopened(file, as_json)
         return
     if steps:
         raise SpecError(file, "has no steps before it is compiled", "inspect the .so")
@@ -96,6 +96,9 @@ def _inspect_program(program: "Program", file: str, as_json: bool) -> None:
 def _inspect_binary(file: str, steps: bool, as_json: bool) -> None:
     from shohin.backends.tvm.binary import Binary
 
+    if not steps and not _runs_here(file):
+        _inspect_unopened(file, as_json)
+        return
     binary = Binary.load(file)
     described = describe_info(binary.info, file)
     described["arena_bytes"] = binary.arena_bytes
@@ -109,8 +112,17 @@ def _inspect_binary(file: str, steps: bool, as_json: bool) -> None:
         show("", _step_grid(timed))
 
 
-def _inspect_executable(file: str, as_json: bool) -> None:
-    """Show what an executable says of itself; only a library can be asked for more."""
+def _runs_here(file: str) -> bool:
+    from shohin.backends.tvm.manifest import info_of
+    from shohin.backends.tvm.target import host_runs
+    from shohin.backends.tvm.trailer import read_trailer
+
+    info, _ = info_of(read_trailer(Path(file)), file)
+    return not host_runs(info.tools.get("processor", ""))
+
+
+def _inspect_unopened(file: str, as_json: bool) -> None:
+    """Show what a binary says of itself; only a library for this machine can be asked for more."""
     from shohin.backends.tvm.manifest import info_of
     from shohin.backends.tvm.trailer import read_trailer
 

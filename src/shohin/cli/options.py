@@ -62,7 +62,12 @@ Passes = Annotated[
     ),
 ]
 Target = Annotated[
-    str, typer.Option("--target", metavar="TARGET", help='Where it will run: "cpu{threads=2}".')
+    str,
+    typer.Option(
+        "--target",
+        metavar="TARGET",
+        help='Where it will run: "cpu{threads=2}", "arm{cpu=cortex-a72}".',
+    ),
 ]
 Batch = Annotated[int, typer.Option("--batch", metavar="N", help="Size of the batch axis.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]

@@ -53,13 +53,21 @@ def check_no_executable(file: str) -> None:
     """Refuse a compiled model that is a program of its own.
 
     Raises:
-        ArtifactError: when the file is an executable that shohin made, or no file of shohin's.
+        ArtifactError: when the file is an executable that shohin made, or no file of shohin's;
+            says so when this machine cannot run it either.
     """
     path = Path(file)
     if path.is_file() and not path.suffix:
+        from shohin.backends.tvm.manifest import info_of
+        from shohin.backends.tvm.target import host_runs
         from shohin.backends.tvm.trailer import read_trailer
 
-        read_trailer(path)
+        info, _ = info_of(read_trailer(path), file)
+        processor = info.tools.get("processor", "")
+        missing = host_runs(processor)
+        if missing:
+            problem = f"is a program of its own, compiled for {processor}; {missing}"
+            raise ArtifactError(file, problem, "copy it to the machine it is for and run it there")
         command = file if path.is_absolute() else f"./{file.removeprefix('./')}"
         problem = "is a program of its own and cannot be loaded"
         raise ArtifactError(file, problem, f"run it itself: {command} x.npy")

@@ -50,6 +50,12 @@ def check_convolution(library: KernelLibrary, kernel: Conv2d | DepthwiseConv2d) 
     x = random_array(generator, kernel.batch, kernel.channels, *geometry.size)
     weight = random_array(generator, filters, kernel.channels // groups, *geometry.kernel)
     bias = random_array(generator, filters)
+    stored = x
+    if isinstance(kernel, Conv2d) and kernel.last_channels:
+        unused = slice(kernel.channels - LANES + kernel.last_channels, None)
+        x[:, unused], weight[:, unused] = 0.0, 0.0
+        stored = x.copy()
+        stored[:, unused] = np.nan
     shapes = {"full": (kernel.batch, filters, *geometry.output_size), "channel": (filters,)}
     operands = [
         random_array(generator, *shapes[step.operand])
@@ -78,8 +84,14 @@ def check_convolution(library: KernelLibrary, kernel: Conv2d | DepthwiseConv2d) 
     packed = pack_filters(weight, kernel) if isinstance(kernel, Conv2d) else pack_depthwise(weight)
     found = library.run(
         kernel,
-        [x if plain else to_blocked(x), packed, bias, *(blocked_operand(o) for o in operands)],
+        [
+            stored if plain else to_blocked(stored),
+            packed,
+            bias,
+            *(blocked_operand(o) for o in operands),
+        ],
     )
+    assert np.isnan(found[:, filters // LANES :]).all(), "wrote beside its part"
     expected.check(to_plain(found, filters))
 
 

@@ -256,7 +256,8 @@ def test_load_for_another_processor(
     processor = binary.info.tools["processor"]
     assert str(caught.value) == (
         f"{path}: was compiled for {processor}, this machine lacks avx2; "
-        "compile it for this machine, e.g. with cpu{arch=x86-64-v3}"
+        "run it on the machine it is for, or compile it for this one, "
+        "e.g. with cpu{arch=x86-64-v3}"
     )
 
 

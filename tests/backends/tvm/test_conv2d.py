@@ -1,10 +1,12 @@
 import random
+from dataclasses import replace
 
 import pytest
 from convolutions import check_convolution, draw_geometry
 from harness import ALL_STEPS, KernelLibrary
 
-from shohin.backends.tvm.kernels.conv2d import Conv2d, ConvTile, choose_tile
+from shohin.backends.tvm.kernels.conv2d import Conv2d
+from shohin.backends.tvm.kernels.conv_tiles import ConvTile, choose_tile
 from shohin.backends.tvm.kernels.emit import LANES
 from shohin.backends.tvm.kernels.epilogue import Step
 from shohin.backends.tvm.kernels.geometry import Geometry
@@ -27,7 +29,9 @@ def _conv(
     groups: int = 1,
     tile: ConvTile | None = None,
     steps: tuple[Step, ...] = (),
-    accumulators: int = 28,
+    registers: int = 30,
+    last: int = 0,
+    output_blocks: int = 0,
 ) -> Conv2d:
     geometry = Geometry(size, kernel, stride, padding, dilation)
     width = geometry.output_size[1]
@@ -38,12 +42,28 @@ def _conv(
         geometry=geometry,
         groups=groups,
         plain_input=channels <= 4,
-        tile=tile or choose_tile(width, filters // LANES // groups, accumulators),
+        tile=tile or choose_tile(width, filters // LANES // groups, registers),
         steps=steps,
+        last_channels=last,
+        output_blocks=output_blocks,
     )
 
 
 _CHOSEN = {
+    "cut in two": _conv(channels=32, tile=ConvTile(7, 2, 2, 1)),
+    "cut unevenly, ragged rows": _conv(
+        size=(7, 9), channels=80, tile=ConvTile(5, 1, 3, 2), steps=ALL_STEPS[:2]
+    ),
+    "cut, one row group": _conv(size=(5, 7), channels=48, tile=ConvTile(7, 2, 5, 1), batch=2),
+    "cut, groups, strided": _conv(
+        channels=64, filters=64, groups=2, stride=(2, 2), tile=ConvTile(3, 1, 2, 1)
+    ),
+    "cut, residual": _conv(channels=32, tile=ConvTile(7, 2, 4, 1), steps=(_RESIDUAL,), batch=2),
+    "few channels of one block": _conv(last=5),
+    "few channels of the last block": _conv(channels=48, last=8, size=(5, 13)),
+    "few channels, cut": _conv(channels=48, last=3, tile=ConvTile(6, 2, 3, 2)),
+    "part of a concatenation": _conv(output_blocks=5, batch=3),
+    "part of a concatenation, residual": _conv(output_blocks=3, batch=2, steps=(_RESIDUAL,)),
     "1x1": _conv(kernel=(1, 1), padding=(0, 0, 0, 0)),
     "1x1 padded": _conv(kernel=(1, 1)),
     "1x1 stride 2": _conv(kernel=(1, 1), padding=(0, 0, 0, 0), stride=(2, 2)),
@@ -93,9 +113,9 @@ _CHOSEN = {
     "plain 2": _conv(channels=2, stride=(2, 2)),
     "plain 4": _conv(channels=4, padding=(1, 0, 0, 1)),
     "many channels": _conv(channels=128, filters=16),
-    "6 accumulators": _conv(accumulators=6),
-    "3 accumulators": _conv(accumulators=3),
-    "6 accumulators, many filters": _conv(filters=128, accumulators=6, size=(3, 13)),
+    "7 registers": _conv(registers=7),
+    "3 registers": _conv(registers=3),
+    "7 registers, many filters": _conv(filters=128, registers=7, size=(3, 13)),
     "residual": _conv(steps=(_RESIDUAL, _RELU), batch=2, stride=(2, 2)),
     "two residuals": _conv(steps=(_RESIDUAL, _RELU, Step("multiply", operand="full"))),
     "chain": _conv(
@@ -118,10 +138,14 @@ def _draw(seed: int) -> Conv2d:
     choose = random.Random(seed)
     geometry = draw_geometry(choose)
     groups = choose.choice([1, 1, 1, 2])
-    channels = choose.choice([1, 2, 3, 4, 16, 32]) if groups == 1 else 16 * groups
+    channels = choose.choice([1, 2, 3, 4, 16, 32, 48]) if groups == 1 else 32 * groups
     filters = 16 * groups * choose.randint(1, 4)
     steps = tuple(choose.sample(ALL_STEPS, choose.randint(0, 3)))
-    width = geometry.output_size[1]
+    height, width = geometry.output_size
+    tile = choose_tile(width, filters // LANES // groups, choose.choice([30, 7, 3]))
+    blocks = 1 if channels <= 4 else channels // LANES // groups
+    if channels > 4 and choose.random() < 0.4:
+        tile = replace(tile, rows=choose.randint(1, height), input_blocks=choose.randint(1, blocks))
     return Conv2d(
         batch=choose.randint(1, 3),
         channels=channels,
@@ -129,8 +153,10 @@ def _draw(seed: int) -> Conv2d:
         geometry=geometry,
         groups=groups,
         plain_input=channels <= 4,
-        tile=choose_tile(width, filters // LANES // groups, choose.choice([28, 6, 3])),
+        tile=tile,
         steps=steps,
+        output_blocks=choose.choice([0, 0, filters // LANES + 2]),
+        last_channels=choose.randint(0, 15) if channels > 4 and groups == 1 else 0,
     )
 
 
@@ -151,20 +177,20 @@ def test_against_torch(library: KernelLibrary, name: str) -> None:
 def test_narrower_vectors(arch: str) -> None:
     target = CpuTarget(arch)
     kernels = [
-        _conv(size=(3, 9), accumulators=target.accumulators(), steps=(_RESIDUAL, Step("tanh"))),
-        _conv(size=(3, 9), accumulators=target.accumulators(), channels=3, stride=(2, 2)),
+        _conv(size=(3, 9), registers=target.registers(), steps=(_RESIDUAL, Step("tanh"))),
+        _conv(size=(3, 9), registers=target.registers(), channels=3, stride=(2, 2)),
     ]
     library = KernelLibrary(kernels, target)
     for kernel in kernels:
         check_convolution(library, kernel)
 
 
-@pytest.mark.parametrize("accumulators", [28, 6, 3])
+@pytest.mark.parametrize("registers", [30, 7, 3])
 @pytest.mark.parametrize("filter_blocks", [1, 2, 3, 4, 5, 7, 8, 12, 32])
-def test_chosen_tiles_fit(filter_blocks: int, accumulators: int) -> None:
+def test_chosen_tiles_fit(filter_blocks: int, registers: int) -> None:
     for width in range(1, 230):
-        tile = choose_tile(width, filter_blocks, accumulators)
-        assert tile.width * tile.channel_blocks <= accumulators
+        tile = choose_tile(width, filter_blocks, registers)
+        assert (tile.width + 1) * tile.channel_blocks <= registers
         assert filter_blocks % tile.channel_blocks == 0
         assert 1 <= tile.width <= width
 
@@ -173,3 +199,14 @@ def test_equal_kernels_are_one() -> None:
     assert _conv() == _conv()
     assert hash(_conv()) == hash(_conv())
     assert _conv() != _conv(stride=(1, 2))
+
+
+def test_weights_larger_than_a_cache_are_cut() -> None:
+    large = _conv(size=(7, 7), channels=512, filters=512, tile=ConvTile(4, 4))
+    tiles = [variant.tile for variant in large.variants(30)]
+    assert tiles[0].rows == 7
+    assert tiles[0].input_blocks == 8
+    assert replace(tiles[0], rows=1, input_blocks=0) == tiles[1]
+    assert tiles[0].text() == f"{tiles[0].width}x{tiles[0].channel_blocks}/7r8c"
+    small = _conv(size=(7, 7), channels=64, filters=64)
+    assert all(variant.tile.input_blocks == 0 for variant in small.variants(30))

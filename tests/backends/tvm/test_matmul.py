@@ -21,8 +21,8 @@ from shohin.backends.tvm.kernels.matmul import MatMul, MatrixTile, choose_matrix
 
 
 def _linear(rows: int, depth: int, columns: int, **options: Any) -> MatMul:
-    accumulators = options.pop("accumulators", 28)
-    tile = options.pop("tile", None) or choose_matrix_tile(rows, columns, accumulators)
+    registers = options.pop("registers", 30)
+    tile = options.pop("tile", None) or choose_matrix_tile(rows, columns, registers)
     return MatMul(1, rows, depth, columns, packed=True, tile=tile, **{"bias": True, **options})
 
 
@@ -40,7 +40,7 @@ _CHOSEN = {
     "two rows": _linear(2, 30, 47),
     "seven rows": _linear(7, 31, 65),
     "forty rows": _linear(40, 19, 48),
-    "forty rows, ragged": _linear(40, 16, 199, accumulators=6),
+    "forty rows, ragged": _linear(40, 16, 199, registers=7),
     "rows in ragged tiles": _linear(13, 12, 20, tile=MatrixTile(4, 1)),
     "columns in ragged tiles": _linear(5, 12, 75, tile=MatrixTile(5, 2)),
     "both in ragged tiles": _linear(11, 12, 41, tile=MatrixTile(4, 2)),
@@ -49,8 +49,8 @@ _CHOSEN = {
     "three splits": _linear(1, 33, 17, tile=MatrixTile(1, 2, 3)),
     "four splits": _linear(1, 40, 17, tile=MatrixTile(1, 1, 4)),
     "splits that do not divide": _linear(1, 39, 17, tile=MatrixTile(1, 1, 4)),
-    "6 accumulators": _linear(9, 20, 70, accumulators=6),
-    "3 accumulators": _linear(9, 20, 70, accumulators=3),
+    "7 registers": _linear(9, 20, 70, registers=7),
+    "3 registers": _linear(9, 20, 70, registers=3),
     "without bias": _linear(4, 20, 35, bias=False),
     "scale": _linear(4, 20, 35, scale=0.125),
     "deep": _linear(1, 4096, 16),
@@ -77,9 +77,9 @@ def _draw(seed: int) -> MatMul:
     steps = tuple(choose.sample(ALL_STEPS, choose.randint(0, 2)))
     if choose.random() < 0.3:
         return _product(choose.randint(1, 4), min(rows, 20), depth, columns, steps=steps)
-    accumulators = choose.choice([28, 6, 3])
+    registers = choose.choice([30, 7, 3])
     bias = choose.random() < 0.7
-    return _linear(rows, depth, columns, accumulators=accumulators, bias=bias, steps=steps)
+    return _linear(rows, depth, columns, registers=registers, bias=bias, steps=steps)
 
 
 _CASES = {**_CHOSEN, **_STEPS, **{f"random {seed}": _draw(seed) for seed in range(16)}}
@@ -135,11 +135,11 @@ def test_against_torch(library: KernelLibrary, name: str) -> None:
     expected.check(library.run(kernel, given))
 
 
-@pytest.mark.parametrize("accumulators", [28, 6, 3])
-def test_chosen_tiles_fit(accumulators: int) -> None:
+@pytest.mark.parametrize("registers", [30, 7, 3])
+def test_chosen_tiles_fit(registers: int) -> None:
     for rows in range(1, 70):
         for columns in (*range(1, 140), 1000, 4096):
-            tile = choose_matrix_tile(rows, columns, accumulators)
+            tile = choose_matrix_tile(rows, columns, registers)
             assert 1 <= tile.rows <= rows
             assert tile.column_blocks >= 1
-            assert tile.rows * tile.column_blocks * tile.splits <= max(accumulators, 8)
+            assert tile.rows * tile.column_blocks * tile.splits <= max(registers, 8)

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from shohin.backends.tvm.kernels.conv2d import Conv2d, ConvTile, tile_options
+from shohin.backends.tvm.kernels.conv2d import Conv2d
+from shohin.backends.tvm.kernels.conv_tiles import ConvTile, tile_options
 from shohin.backends.tvm.kernels.emit import Kernel
 from shohin.backends.tvm.kernels.geometry import Geometry
 from shohin.backends.tvm.kernels.matmul import MatMul, MatrixTile, matrix_tile_options
@@ -44,7 +45,7 @@ def test_the_fastest_variant_is_chosen_and_kept(
     cache: TuningCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = CpuTarget(arch="native", tune="quick")
-    options = [v.tile_text() for v in CONV.variants(target.accumulators())]
+    options = [v.tile_text() for v in CONV.variants(target.registers())]
     asked = _pretend(monkeypatch, options[2])
     tuner = Tuner(target, cache)
     assert tuner.choose(CONV).tile_text() == options[0]
@@ -66,7 +67,7 @@ def test_full_measures_what_quick_left_out(
     del asked[:]
     full.choose(CONV)
     full.measure(_quiet)
-    everything = [v.tile_text() for v in CONV.variants(full.target.accumulators())]
+    everything = [v.tile_text() for v in CONV.variants(full.target.registers())]
     assert asked == everything[: VARIANTS["full"]]
     known = cache.read(CONV, full.target)
     assert known is not None
@@ -75,7 +76,7 @@ def test_full_measures_what_quick_left_out(
 
 def test_off_and_small_kernels_are_not_measured(cache: TuningCache) -> None:
     off = Tuner(CpuTarget(tune="off"), cache)
-    assert off.choose(CONV).tile_text() == CONV.variants(off.target.accumulators())[0].tile_text()
+    assert off.choose(CONV).tile_text() == CONV.variants(off.target.registers())[0].tile_text()
     quick = Tuner(CpuTarget(tune="quick"), cache)
     quick.choose(SMALL)
     assert not off.missing
@@ -118,22 +119,22 @@ def test_variants_differ_in_the_tile_alone() -> None:
         assert {variant.extent > 0 for variant in variants} == {True}
 
 
-@pytest.mark.parametrize("accumulators", [3, 6, 28])
-def test_tiles_fit_the_registers(accumulators: int) -> None:
+@pytest.mark.parametrize("registers", [3, 7, 30])
+def test_tiles_fit_the_registers(registers: int) -> None:
     for width in (1, 7, 14, 55, 224):
         for blocks in (1, 2, 3, 8, 63):
-            for tile in tile_options(width, blocks, accumulators):
-                assert tile.width * tile.channel_blocks <= accumulators
+            for tile in tile_options(width, blocks, registers):
+                assert (tile.width + 1) * tile.channel_blocks <= registers
                 assert blocks % tile.channel_blocks == 0
     for rows in (1, 5, 65, 1000):
         for columns in (1, 10, 100, 1000):
-            for tile in matrix_tile_options(rows, columns, accumulators):
-                assert tile.rows * tile.column_blocks * tile.splits <= max(accumulators, 1)
+            for tile in matrix_tile_options(rows, columns, registers):
+                assert tile.rows * tile.column_blocks * tile.splits <= max(registers, 1)
 
 
 def test_real_measurements_are_positive_and_in_order() -> None:
     target = CpuTarget(tune="quick")
-    variants = CONV.variants(target.accumulators())[:2]
+    variants = CONV.variants(target.registers())[:2]
     times = measure_kernels([*variants, SMALL], target)
     assert len(times) == 3
     assert all(time > 0 for time in times)
