@@ -266,9 +266,12 @@ def main() -> None:
     names = arguments.models.split(",") if arguments.models else cnns
     threads = [int(item) for item in arguments.threads.split(",")]
     batches = [int(item) for item in arguments.batches.split(",")]
-    limits = {count: vars(measure_limits(count)) for count in threads}
     store = RESULTS / "dense.json"
-    rows = [] if arguments.fresh or not store.exists() else json.loads(store.read_text())["rows"]
+    known = store.exists() and not arguments.fresh
+    earlier = json.loads(store.read_text()) if known else {"limits": {}, "rows": []}
+    rows = earlier["rows"]
+    limits = {int(count): limit for count, limit in earlier["limits"].items()}
+    limits |= {count: vars(measure_limits(count)) for count in threads if count not in limits}
     for batch in batches:
         for count in threads:
             for name in names:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 _WARM_UP_CALLS = 3
-_BLOCK_SECONDS = 5e-3
+_BLOCK_SECONDS = 20e-3
 _MOST_CALLS = 200
-_PAUSE_SECONDS = 2e-3
+_PAUSE_SECONDS = 30e-3
+"""Thread pools of other runtimes go on polling for some ten milliseconds after their last call."""
 _LEAST_ROUNDS = 3
 
 
