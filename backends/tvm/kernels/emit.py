@@ -11,9 +11,12 @@ TVMScript: the same TIR comes out, but tiles, edges and epilogues are ordinary P
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T  # noqa: N812 - the name every TVM text uses
 
@@ -22,6 +25,7 @@ LANES = 16
 
 Expr: TypeAlias = Any
 Buffer: TypeAlias = Any
+Array: TypeAlias = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,10 @@ class Kernel(ABC):
             registers: vectors of 16 floats that registers hold, sums and weights together.
         """
         return (self,)
+
+    def sample(self) -> Mapping[str, Array]:
+        """Arrays to measure with, by parameter, where any numbers will not do: lists of indices."""
+        return {}
 
     def tile_text(self) -> str:
         """The tile shape in a few characters; variants differ in it and in nothing else."""

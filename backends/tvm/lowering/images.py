@@ -65,8 +65,9 @@ def select_conv2d(selector: Selector, node: fx.Node) -> bool:
     groups = int(selector.argument(node, "groups"))
     y = selector.result(node)
     label = selector.label(node, _convolution_text(x, weight, y, groups))
+    sparse = selector.is_sparse(node, "weight")
     selector.emit(
-        Convolution(y, label, x, weight, _constant(bias), stride, padding, dilation, groups)
+        Convolution(y, label, x, weight, _constant(bias), stride, padding, dilation, groups, sparse)
     )
     return True
 

@@ -33,6 +33,10 @@ PLACERS: dict[type[Operation], Placer] = {
 }
 
 
+_MEASURING_ROUNDS = 3
+"""Measurements may change a choice of kernels, and with it the layouts that others read."""
+
+
 def select(program: Program, batch: int) -> Operations:
     """A program's operations at a batch size, fused.
 
@@ -59,9 +63,10 @@ def lower(program: Program, tuner: Tuner, batch: int, constants: Path, progress:
         UnsupportedError: listing every node that nothing can compile.
     """
     operations = select(program, batch)
-    if tuner.measures:
+    for _ in range(_MEASURING_ROUNDS if tuner.measures else 0):
         Planner(tuner, ConstantFile(None), PLACERS).plan(operations)
-        tuner.measure(progress)
+        if not tuner.measure(progress):
+            break
     planner = Planner(tuner, ConstantFile(constants), PLACERS)
     calls = planner.plan(operations)
     constants.touch()

@@ -84,7 +84,10 @@ class Operation:
 
 @dataclass(eq=False)
 class Convolution(Operation):
-    """2-d convolution; padding is (top, bottom, left, right)."""
+    """2-d convolution; padding is (top, bottom, left, right).
+
+    `sparse` says that most of the weight is zero by its encoding.
+    """
 
     x: Value
     weight: torch.Tensor
@@ -93,6 +96,7 @@ class Convolution(Operation):
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
     groups: int
+    sparse: bool = False
 
     @property
     def inputs(self) -> list[Value]:
@@ -107,6 +111,7 @@ class Linear(Operation):
     x: Value
     weight: torch.Tensor
     bias: torch.Tensor | None
+    sparse: bool = False
 
     @property
     def inputs(self) -> list[Value]:

@@ -20,6 +20,7 @@ from shohin.backends.tvm.lowering.operations import (
     Pooling,
     WindowCopy,
 )
+from shohin.backends.tvm.lowering.place_sparse import place_sparse_convolution
 from shohin.backends.tvm.lowering.plan import (
     Planner,
     blocked_bytes,
@@ -61,6 +62,8 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
             steps=kernel_steps(op),
         )
     )
+    if op.sparse and place_sparse_convolution(planner, op, kernel):
+        return
     arguments = [
         planner.plain(op.x) if plain else planner.blocked(op.x),
         planner.constant(lambda: _pack_filters(weight, kernel)),

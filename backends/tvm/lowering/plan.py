@@ -1,5 +1,6 @@
 """Planning: a layout for every value, a kernel for every operation, a place for every array."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
@@ -10,8 +11,9 @@ import torch
 from shohin.backends.tvm.kernels.emit import LANES, Kernel, blocks
 from shohin.backends.tvm.kernels.epilogue import Step
 from shohin.backends.tvm.kernels.layout import Copy, ToBlocked, ToPlain
+from shohin.backends.tvm.kernels.planes import FromPlanes, Planes, Source, ToPlanes
 from shohin.backends.tvm.lowering.memory import ALIGNMENT, Buffer, ConstantFile, Placement
-from shohin.backends.tvm.lowering.operations import Array, Operation, Operations, Value
+from shohin.backends.tvm.lowering.operations import Array, Convolution, Operation, Operations, Value
 from shohin.backends.tvm.lowering.slices import Slice, find_slices
 from shohin.backends.tvm.processor import Processor
 from shohin.backends.tvm.tuning.tuner import Tuner
@@ -34,6 +36,7 @@ class KernelCall:
         label: text for profiles.
         operations: scalar operations, roughly.
         macs: multiply-accumulates that the model asks for, padding left out.
+        note: why it is this kernel, where there was a choice.
     """
 
     kernel: Any
@@ -43,6 +46,7 @@ class KernelCall:
     label: str
     operations: int
     macs: int = 0
+    note: str = ""
 
 
 @dataclass
@@ -89,6 +93,9 @@ class Planner:
     _blocked: dict[Value, Placement] = field(default_factory=dict)
     _views: dict[Value, tuple[Value, int]] = field(default_factory=dict)
     _slices: dict[Value, Slice] = field(default_factory=dict)
+    _planes: dict[Value, tuple[Planes, Placement]] = field(default_factory=dict)
+    _readers: dict[Value, list[Operation]] = field(default_factory=dict)
+    _notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def target(self) -> Processor:
@@ -104,6 +111,9 @@ class Planner:
         for index, value in enumerate(operations.inputs):
             self._plain[value] = Placement(Buffer("input", value.bytes, index))
         self._slices = find_slices(operations)
+        for operation in operations.operations:
+            for value in operation.inputs:
+                self._readers.setdefault(value, []).append(operation)
         for operation in operations.operations:
             self.placers[type(operation)](self, operation)
         for index, value in enumerate(operations.outputs):
@@ -127,9 +137,14 @@ class Planner:
         for argument in arguments:
             argument.buffer.touch(len(self.calls))
         parts = max(1, extent) if operations >= WORTH_SPLITTING else 1
+        note = self._notes.get(label, "")
         self.calls.append(
-            KernelCall(function, tuple(arguments), extent, parts, label, operations, macs)
+            KernelCall(function, tuple(arguments), extent, parts, label, operations, macs, note)
         )
+
+    def note(self, label: str, text: str) -> None:
+        """Say something of the calls of that label that follow."""
+        self._notes[label] = text
 
     def new_buffer(self, size: int) -> Placement:
         """Fresh memory in the arena."""
@@ -182,6 +197,47 @@ class Planner:
         """Make a value the elements of another from an offset on."""
         self._views[value] = (source, offset)
 
+    def define_planes(self, value: Value, planes: Planes) -> Placement:
+        """Memory for an image about to be computed as planes."""
+        size = math.prod(planes.shape(value.shape[0], value.shape[1])) * value.dtype.itemsize
+        self._planes[value] = (planes, self.new_buffer(size))
+        return self._planes[value][1]
+
+    def has_planes(self, value: Value, needed: Planes) -> bool:
+        """Whether the image exists as planes that serve."""
+        return value in self._planes and self._planes[value][0].holds(needed)
+
+    def suitable_planes(self, value: Value, needed: Planes) -> Planes:
+        """The planes that the image exists as if they serve, else what is needed."""
+        return self._planes[value][0] if self.has_planes(value, needed) else needed
+
+    def wanted_border(self, value: Value) -> int:
+        """Rows of zeros that those who will read an image as planes want around it."""
+        windows = [
+            reader
+            for reader in self._readers.get(value, [])
+            if isinstance(reader, Convolution) and reader.sparse and reader.stride == (1, 1)
+        ]
+        return max((max(reader.padding) for reader in windows), default=0)
+
+    def planes(self, value: Value, wanted: Planes) -> Placement:
+        """The image as exactly these planes, converted if need be."""
+        if value in self._planes and self._planes[value][0] == wanted:
+            return self._planes[value][1]
+        batch, channels = value.shape[:2]
+        blocked = self.has_blocked(value)
+        x = self.blocked(value) if blocked else self.plain(value)
+        y = self.define_planes(value, wanted)
+        kernel = ToPlanes(batch, channels, wanted, "blocked" if blocked else "plain")
+        self.call(kernel, [x, y], f"{value.name}: to planes")
+        return y
+
+    def _from_planes(self, value: Value, target: Source, y: Placement) -> Placement:
+        planes, x = self._planes[value]
+        kernel = FromPlanes(value.shape[0], value.shape[1], planes, target)
+        self.call(kernel, [x, y], f"{value.name}: to {target}")
+        return y
+
     def place_plain(self, value: Value, placement: Placement) -> None:
         """Say where a value lies in plain layout."""
         self._plain[value] = placement
@@ -226,6 +282,8 @@ class Planner:
             return self.constant(lambda: numpy_of(constant))
         if value in self._views:
             return self._view(value, *self._views[value])
+        if value in self._planes and value not in self._blocked:
+            return self._from_planes(value, "plain", self.new_buffer(value.bytes))
         blocked = self._blocked[value]
         batch, channels, height, width = value.shape
         if height * width == 1 and (channels % LANES == 0 or batch == 1):
@@ -258,6 +316,8 @@ class Planner:
         return self._blocked[value]
 
     def _make_blocked(self, value: Value) -> Placement:
+        if value in self._planes and not self.has_plain(value):
+            return self._from_planes(value, "blocked", self.new_buffer(blocked_bytes(value)))
         x = self.plain(value)
         batch, channels, height, width = value.shape
         if height * width == 1 and channels % LANES == 0:
@@ -275,14 +335,21 @@ class Planner:
             blocked: whether full operands are needed in blocked layout.
             width: length that per-channel operands are padded to with zeros.
         """
+        return self._operands(operation, self.blocked if blocked else self.plain, width)
+
+    def planes_operands(self, operation: Operation, planes: Planes, width: int) -> list[Placement]:
+        """The same for a result that is planes: full operands are needed as the same planes."""
+        return self._operands(operation, lambda value: self.planes(value, planes), width)
+
+    def _operands(
+        self, operation: Operation, full: Callable[[Value], Placement], width: int
+    ) -> list[Placement]:
         places = []
         for step in operation.steps:
-            if step.operand is None:
-                continue
-            if step.step.operand == "channel":
+            if step.operand is not None and step.step.operand == "channel":
                 places.append(self._channel_numbers(step.operand, width))
-            else:
-                places.append(self.blocked(step.operand) if blocked else self.plain(step.operand))
+            elif step.operand is not None:
+                places.append(full(step.operand))
         return places
 
     def _channel_numbers(self, operand: Value, width: int) -> Placement:

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from shohin.backends.tvm.lowering.operations import Operation, Operations, Region, Value
 from shohin.errors import UnsupportedError
 from shohin.ir.annotations import Origin, annotation
+from shohin.ir.encodings import Sparse
 from shohin.ir.program import Program, tensor_of
 from shohin.ir.shapes import fake_values
 from shohin.passes.patterns import argument
@@ -167,6 +168,13 @@ class Selector:
         """The value of a tensor argument, or None where it was not given."""
         found = argument(node, name)
         return self.values.get(found) if isinstance(found, fx.Node) else None
+
+    def is_sparse(self, node: fx.Node, name: str) -> bool:
+        """Whether a weight is stored as sparse."""
+        found = argument(node, name)
+        if not isinstance(found, fx.Node) or found.op != "get_attr":
+            return False
+        return isinstance(self.program.encodings.get(str(found.target)), Sparse)
 
     def _flush(self) -> None:
         """Emit the pending nodes as a region."""

@@ -76,6 +76,8 @@ def _fits(
     if part in slices or op.parts.count(part) > 1:
         return False
     producer = producers.get(part)
+    if isinstance(producer, Convolution) and producer.sparse:
+        return False
     if part.shape[0] > 1:
         return isinstance(producer, _STRIDED) and reads[part] == 1
     if isinstance(producer, Concatenation):

@@ -4,7 +4,7 @@ import ctypes
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tvm.ir import PrimType
 
 from shohin.backends.tvm.generic.expressions import shape_of
 from shohin.backends.tvm.generic.schedule import RangedFunction
-from shohin.backends.tvm.kernels.emit import Kernel
+from shohin.backends.tvm.kernels.emit import Array, Kernel
 from shohin.backends.tvm.link import link_kernels
 from shohin.backends.tvm.objects import emit_object
 from shohin.backends.tvm.processor import Processor
@@ -22,6 +22,7 @@ from shohin.backends.tvm.processor import Processor
 _BUDGET = 0.012
 _LEAST_ROUNDS = 5
 _MOST_ROUNDS = 100
+Sample = Mapping[int, Array]
 _SCRATCH = np.zeros(1 << 20, np.float32)
 
 
@@ -37,13 +38,21 @@ def measure_kernels(
         compiled: called when the code is there and measuring begins.
     """
     functions = [RangedFunction(kernel.build(), kernel.extent) for kernel in kernels]
-    return measure_functions(functions, target, compiled=compiled)
+    samples = [_sample(kernel) for kernel in kernels]
+    return measure_functions(functions, target, samples=samples, compiled=compiled)
+
+
+def _sample(kernel: Kernel) -> Sample:
+    """The arrays that a kernel brings, by the place of their parameter."""
+    given = kernel.sample()
+    return {i: given[p.name] for i, p in enumerate(kernel.parameters()) if p.name in given}
 
 
 def measure_functions(
     functions: Sequence[RangedFunction],
     target: Processor,
     *,
+    samples: Sequence[Sample] = (),
     hopeless: float = math.inf,
     compiled: Callable[[], None] = lambda: None,
 ) -> list[float]:
@@ -53,12 +62,13 @@ def measure_functions(
         functions: what to compare; those with equal parameters beside each other share their
             arrays.
         target: processor to compile for; it must be one this machine can run.
+        samples: for each function the arrays that must hold certain numbers, by their place.
         hopeless: milliseconds from which on the first run of a function is its last.
         compiled: called when the code is there and measuring begins.
     """
     with _compiled(functions, target) as library:
         compiled()
-        return _times(library, functions, hopeless)
+        return _times(library, functions, samples or [{}] * len(functions), hopeless)
 
 
 def compute(
@@ -99,14 +109,18 @@ def _compiled(functions: Sequence[RangedFunction], target: Processor) -> Iterato
         yield ctypes.CDLL(str(library))
 
 
-def _times(library: Any, functions: Sequence[RangedFunction], hopeless: float) -> list[float]:
+def _times(
+    library: Any, functions: Sequence[RangedFunction], samples: Sequence[Sample], hopeless: float
+) -> list[float]:
     times: list[float] = []
     shapes: list[tuple[tuple[int, ...], str]] = []
     arrays: list[Any] = []
-    for index, ranged in enumerate(functions):
-        if _array_shapes(ranged.function) != shapes or not index:
+    for index, (ranged, sample) in enumerate(zip(functions, samples, strict=True)):
+        if _array_shapes(ranged.function) != shapes or sample or not index:
             shapes = _array_shapes(ranged.function)
             arrays = [_filled(shape, dtype) for shape, dtype in shapes]
+        for place, numbers in sample.items():
+            arrays[place][:] = numbers.reshape(-1)
         run = _runner(getattr(library, f"kernel_{index}"), arrays, ranged.extent)
         times.append(_least(run, hopeless))
     return times

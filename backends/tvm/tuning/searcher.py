@@ -73,17 +73,20 @@ class Searcher:
             label=f"{call.label}, searched",
         )
 
-    def search(self, progress: Progress) -> None:
+    def search(self, progress: Progress) -> bool:
         """Search what is missing and keep the results.
 
         Args:
             progress: called with (trials done, trials, text).
 
+        Returns:
+            Whether anything was missing.
+
         Raises:
             SpecError: when packages that the search needs are not installed.
         """
         if not self.missing:
-            return
+            return False
         metaschedule.check_packages()
         total = len(self.missing) * self.trials
         for index, (problem, call) in enumerate(self.missing.items()):
@@ -94,6 +97,7 @@ class Searcher:
 
             self.cache.write(problem, self._search_one(call, report))
         self.missing.clear()
+        return True
 
     def _recall(self, problem: Problem, call: RegionCall) -> bool:
         """Whether the cache knows the problem. A trace that does not fit counts as not there."""

@@ -67,16 +67,24 @@ class Tuner:
             return variants[0]
         return min(variants, key=lambda variant: timed[variant.tile_text()])
 
-    def measure(self, progress: Progress) -> None:
+    def milliseconds(self, kernel: Kernel) -> float | None:
+        """Time of the variant that `choose` gives, None where it was not measured."""
+        known = self.cache.read(kernel, self.target) if self.tune != "off" else None
+        return known.milliseconds.get(kernel.tile_text()) if known else None
+
+    def measure(self, progress: Progress) -> bool:
         """Measure what is missing and keep the results.
 
         Args:
             progress: called with (variants or trials done, variants or trials, text).
 
+        Returns:
+            Whether anything was missing.
+
         Raises:
             SpecError: when packages that a search needs are not installed.
         """
-        self.searcher.search(progress)
+        found = self.searcher.search(progress)
         work = [(problem, v) for problem, variants in self.missing.items() for v in variants]
         times: dict[str, dict[str, float]] = {}
         for start in range(0, len(work), _GROUP):
@@ -90,3 +98,4 @@ class Tuner:
             merged = {**(known.milliseconds if known else {}), **times[problem]}
             self.cache.write(variants[0], self.target, Measurement(merged))
         self.missing.clear()
+        return found or bool(work)

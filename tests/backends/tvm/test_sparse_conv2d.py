@@ -1,0 +1,253 @@
+"""Sparse convolutions and the layout they work in."""
+
+import random
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from convolutions import draw_geometry, padded, wide
+from harness import (
+    ALL_STEPS,
+    Array,
+    KernelLibrary,
+    apply_steps,
+    random_array,
+    sum_of_products,
+    to_blocked,
+)
+from torch.nn import functional
+
+from shohin.backends.tvm.kernels.epilogue import Step
+from shohin.backends.tvm.kernels.geometry import Geometry
+from shohin.backends.tvm.kernels.planes import SLACK, FromPlanes, Planes, ToPlanes
+from shohin.backends.tvm.kernels.sparse_conv2d import (
+    SparseConv2d,
+    SparseTile,
+    needed_planes,
+    pack_lists,
+)
+from shohin.backends.tvm.target import CpuTarget
+
+_RESIDUAL = Step("add", operand="full")
+
+
+def _to_planes(x: Array, planes: Planes, garbage: float = 0.0) -> Array:
+    """Images as planes, element by element; `garbage` is what lies in the slack."""
+    batch, channels, height, width = x.shape
+    (down, right), pitch = planes.stride, planes.pitch
+    rows = planes.phase_size[0] + 2 * planes.border
+    result = np.zeros((batch, channels, planes.phases, rows, pitch), np.float32)
+    for row in range(height):
+        for column in range(width):
+            phase = row % down * right + column % right
+            place = (planes.border + row // down, column // right)
+            result[:, :, phase, place[0], place[1]] = x[:, :, row, column]
+    return np.concatenate([result.ravel(), np.full(SLACK, garbage, np.float32)])
+
+
+def _conv(
+    channels: int = 5,
+    filters: int = 7,
+    size: tuple[int, int] = (6, 9),
+    kernel: tuple[int, int] = (3, 3),
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int, int, int] = (1, 1, 1, 1),
+    dilation: tuple[int, int] = (1, 1),
+    batch: int = 1,
+    density: float = 0.3,
+    groups: int = 1,
+    border: int = 1,
+    tile: SparseTile | None = None,
+    steps: tuple[Step, ...] = (),
+    planes: Planes | None = None,
+) -> SparseConv2d:
+    geometry = Geometry(size, kernel, stride, padding, dilation)
+    weights = filters * channels * kernel[0] * kernel[1]
+    return SparseConv2d(
+        batch,
+        channels,
+        filters,
+        geometry,
+        planes or needed_planes(geometry),
+        border,
+        round(density * weights),
+        groups,
+        tile or SparseTile(2, 2),
+        steps,
+    )
+
+
+def _draw(seed: int) -> SparseConv2d:
+    choose = random.Random(seed)
+    geometry = draw_geometry(choose)
+    needed = needed_planes(geometry)
+    return _conv(
+        channels=choose.randint(1, 9),
+        filters=choose.randint(1, 8),
+        size=geometry.size,
+        kernel=geometry.kernel,
+        stride=geometry.stride,
+        padding=geometry.padding,
+        dilation=geometry.dilation,
+        batch=choose.randint(1, 3),
+        density=choose.choice([0.0, 0.05, 0.3, 1.0]),
+        groups=choose.randint(1, 3),
+        border=choose.randint(0, 2),
+        tile=SparseTile(choose.randint(1, 8), choose.randint(1, 9)),
+        steps=tuple(choose.sample(ALL_STEPS, choose.randint(0, 2))),
+        planes=replace(
+            needed,
+            border=needed.border + choose.randint(0, 2),
+            pitch=needed.pitch + choose.randint(0, 3),
+        ),
+    )
+
+
+_CASES = {
+    "3x3": _conv(),
+    "one tile for all": _conv(tile=SparseTile(8, 16)),
+    "rows of many tiles": _conv(size=(3, 70), tile=SparseTile(3, 5)),
+    "no weights": _conv(density=0.0),
+    "all weights": _conv(density=1.0),
+    "no border": _conv(border=0),
+    "1x1": _conv(kernel=(1, 1), padding=(0, 0, 0, 0), border=0),
+    "stride 2": _conv(stride=(2, 2), size=(9, 11)),
+    "stride 2, 1x1": _conv(kernel=(1, 1), stride=(2, 2), padding=(0, 0, 0, 0)),
+    "without padding": _conv(kernel=(5, 5), padding=(0, 0, 0, 0), size=(9, 12)),
+    "residual": _conv(steps=(_RESIDUAL, Step("relu")), batch=2),
+    "groups of filters": _conv(filters=11, groups=4, tile=SparseTile(1, 5)),
+    "more groups than filters": _conv(filters=2, groups=4),
+    "wide distances": _conv(channels=20, size=(60, 80), tile=SparseTile(8, 20)),
+    **{f"step {s.kind} {s.operand}": _conv(size=(3, 9), steps=(s,)) for s in ALL_STEPS},
+    **{f"random {seed}": _draw(seed) for seed in range(40)},
+}
+
+
+@pytest.fixture(scope="module")
+def library() -> KernelLibrary:
+    return KernelLibrary(_CASES.values())
+
+
+def _weight(kernel: SparseConv2d, generator: np.random.Generator) -> Array:
+    shape = (kernel.filters, kernel.channels, *kernel.geometry.kernel)
+    weight = np.zeros(int(np.prod(shape)), np.float32)
+    chosen = generator.permutation(weight.size)[: kernel.nonzeros]
+    weight[chosen] = random_array(generator, chosen.size) + 0.01
+    return weight.reshape(shape)
+
+
+def _check(library: KernelLibrary, kernel: SparseConv2d) -> None:
+    generator = np.random.default_rng(3)
+    geometry = kernel.geometry
+    x = random_array(generator, kernel.batch, kernel.channels, *geometry.size)
+    weight = _weight(kernel, generator)
+    bias = random_array(generator, kernel.filters)
+    full = (kernel.batch, kernel.filters, *geometry.output_size)
+    operands = [
+        random_array(generator, *(full if step.operand == "full" else (kernel.filters,)))
+        for step in kernel.steps
+        if step.operand != "none"
+    ]
+    image, taps, shift = (torch.from_numpy(array).double() for array in (x, weight, bias))
+
+    def convolve(image: torch.Tensor, taps: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        return functional.conv2d(
+            padded(image, geometry.padding),
+            taps,
+            shift,
+            geometry.stride,
+            dilation=geometry.dilation,
+        )
+
+    sums = sum_of_products(
+        convolve(image, taps, shift),
+        convolve(image.abs(), taps.abs(), shift.abs()),
+        terms=weight[0].size + 1,
+    )
+    expected = apply_steps(kernel.steps, sums, [wide(array) for array in operands])
+    lists = pack_lists(weight, kernel)
+    given = [_to_planes(x, kernel.source, np.nan)]
+    given += [lists[name] for name in ("value", "distance", "start", "group")]
+    given += [bias]
+    given += [
+        _to_planes(array, kernel.result, np.nan) if array.ndim == 4 else array for array in operands
+    ]
+    found = library.run(kernel, given)
+    result, (height, width) = kernel.result, geometry.output_size
+    rows = height + 2 * kernel.border
+    planes = found[:-SLACK].reshape(kernel.batch, kernel.filters, rows, result.pitch)
+    inside = planes[:, :, kernel.border : kernel.border + height]
+    expected.check(np.ascontiguousarray(inside[..., :width]))
+    if kernel.border or result.pitch > width:
+        around = planes.copy()
+        around[:, :, kernel.border : kernel.border + height, :width] = 0.0
+        np.testing.assert_array_equal(around, 0.0)
+
+
+@pytest.mark.parametrize("name", _CASES)
+def test_against_torch(library: KernelLibrary, name: str) -> None:
+    _check(library, _CASES[name])
+
+
+@pytest.mark.parametrize("arch", ["x86-64-v2", "x86-64-v3"])
+def test_narrower_vectors(arch: str) -> None:
+    target = CpuTarget(arch)
+    kernels = [_conv(tile=SparseTile(3, 4)), _conv(stride=(2, 2), size=(9, 11))]
+    library = KernelLibrary(kernels, target)
+    for kernel in kernels:
+        _check(library, kernel)
+
+
+def test_groups_have_equal_work() -> None:
+    kernel = _conv(channels=64, filters=64, density=0.1, groups=4)
+    weight = _weight(kernel, np.random.default_rng(0))
+    weight[:8] = 1.0
+    kernel = replace(kernel, nonzeros=int(np.count_nonzero(weight)))
+    bounds = pack_lists(weight, kernel)["group"].astype(int)
+    counts = np.count_nonzero(weight.reshape(64, -1), axis=1)
+    work = [counts[low:high].sum() for low, high in pairwise(bounds)]
+    assert bounds[0] == 0
+    assert bounds[-1] == 64
+    assert max(work) - min(work) <= 2 * counts.max()
+
+
+def test_samples_have_the_kernels_shapes() -> None:
+    for kernel in _CASES.values():
+        sample = kernel.sample()
+        for parameter in kernel.parameters():
+            if parameter.name in sample:
+                assert sample[parameter.name].shape == parameter.shape
+                assert str(sample[parameter.name].dtype) == parameter.dtype
+
+
+_LAYOUTS = [
+    (2, 5, Planes((6, 9), 0, 9)),
+    (1, 20, Planes((6, 9), 1, 10)),
+    (1, 16, Planes((5, 33), 2, 36)),
+    (2, 3, Planes((7, 9), 1, 6, (2, 2))),
+    (1, 18, Planes((7, 10), 1, 5, (1, 3))),
+    (1, 33, Planes((1, 1), 0, 1)),
+]
+
+
+@pytest.mark.parametrize("source", ["plain", "blocked"])
+@pytest.mark.parametrize("layout", _LAYOUTS)
+def test_to_planes(layout: tuple[int, int, Planes], source: str) -> None:
+    batch, channels, planes = layout
+    kernel = ToPlanes(batch, channels, planes, source)  # type: ignore[arg-type]
+    x = random_array(np.random.default_rng(1), batch, channels, *planes.size)
+    found = KernelLibrary([kernel]).run(kernel, [to_blocked(x) if source == "blocked" else x])
+    np.testing.assert_array_equal(found[:-SLACK], _to_planes(x, planes)[:-SLACK])
+
+
+@pytest.mark.parametrize("target", ["plain", "blocked"])
+@pytest.mark.parametrize("layout", [one for one in _LAYOUTS if one[2].phases == 1])
+def test_from_planes(layout: tuple[int, int, Planes], target: str) -> None:
+    batch, channels, planes = layout
+    kernel = FromPlanes(batch, channels, planes, target)  # type: ignore[arg-type]
+    x = random_array(np.random.default_rng(1), batch, channels, *planes.size)
+    found = KernelLibrary([kernel]).run(kernel, [_to_planes(x, planes, np.nan)])
+    expected = to_blocked(x) if target == "blocked" else x
+    np.testing.assert_array_equal(found.reshape(expected.shape), expected)
