@@ -39,12 +39,14 @@ class StepInfo:
         kernel: the kernel that computes it, with its tile where it has one.
         macs: multiply-accumulates that the model asks for, padding left out; 0 for other work.
         bytes: bytes of the arrays it reads and writes.
+        note: why it is this kernel, where there was a choice; empty where there was none.
     """
 
     label: str
     kernel: str
     macs: int
     bytes: int
+    note: str = ""
 
 
 @dataclass(frozen=True)

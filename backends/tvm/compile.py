@@ -120,7 +120,7 @@ def _step(call: KernelCall) -> StepInfo:
     kernel = _family(call)
     if isinstance(call.kernel, Kernel) and call.kernel.tile_text():
         kernel = f"{kernel} {call.kernel.tile_text()}"
-    return StepInfo(call.label, kernel, call.macs, _bytes_touched(call))
+    return StepInfo(call.label, kernel, call.macs, _bytes_touched(call), call.note)
 
 
 def _bytes_touched(call: KernelCall) -> int:

@@ -18,7 +18,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shohin.api import Result, compile, load, load_binary, optimize  # noqa: A004
+    from shohin.api import (  # noqa: A004
+        Result,
+        compile,
+        load,
+        load_binary,
+        optimize,
+        sensitivity,
+    )
     from shohin.backends.base import Artifact
     from shohin.errors import (
         ArtifactError,
@@ -33,6 +40,7 @@ if TYPE_CHECKING:
     )
     from shohin.ir.capture import capture
     from shohin.ir.program import Program
+    from shohin.passes.analyses.sensitivity import Sensitivity
     from shohin.report import Report
 
 __version__ = version("shohin")
@@ -53,11 +61,13 @@ _HOMES = {
     "Program": "shohin.ir.program",
     "Report": "shohin.report",
     "Result": "shohin.api",
+    "Sensitivity": "shohin.passes.analyses.sensitivity",
     "capture": "shohin.ir.capture",
     "compile": "shohin.api",
     "load": "shohin.api",
     "load_binary": "shohin.api",
     "optimize": "shohin.api",
+    "sensitivity": "shohin.api",
     **dict.fromkeys(_ERRORS, "shohin.errors"),
 }
 
@@ -70,6 +80,7 @@ __all__ = [
     "Program",
     "Report",
     "Result",
+    "Sensitivity",
     "ShohinError",
     "ShohinWarning",
     "SpecError",
@@ -80,6 +91,7 @@ __all__ = [
     "load",
     "load_binary",
     "optimize",
+    "sensitivity",
 ]
 
 

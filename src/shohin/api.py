@@ -1,10 +1,10 @@
-"""The public functions beside `capture`: optimise, compile, load."""
+"""The public functions beside `capture`: optimise, measure sensitivity, compile, load."""
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from shohin.errors import SpecError, near_name_hint
 from shohin.ir.program import Program
 from shohin.ir.serialise import load_program, save_program
 from shohin.layers import layers_of, totals_of
+from shohin.passes.analyses.sensitivity import DENSITIES, Sensitivity, measure_sensitivity
 from shohin.passes.base import Context, Evaluate, Pass, Train
 from shohin.passes.instruments.base import Instrument
 from shohin.passes.instruments.checkpoint import Checkpoint
@@ -25,6 +26,7 @@ from shohin.passes.instruments.progress import ProgressBar
 from shohin.passes.instruments.timing import Timing
 from shohin.passes.manager import PassManager
 from shohin.passes.pipeline import format_pipeline, parse_pipeline
+from shohin.progress import StepProgress
 from shohin.report import Evaluation, Report, pair_layers, pass_rows
 
 PathLike = str | Path
@@ -191,6 +193,47 @@ def compile(  # noqa: A001 - the name that PyTorch and others have made the comm
     _check_program(program)
     chosen = parse_target(target)
     return chosen.backend.compile(program, chosen.text, batch=batch, progress=progress)
+
+
+def sensitivity(
+    program: Program,
+    evaluate: Evaluate,
+    densities: Sequence[float] = DENSITIES,
+    *,
+    names: Sequence[str] | None = None,
+    workdir: PathLike | None = None,
+    resume: bool = True,
+    progress: bool = False,
+) -> Sensitivity:
+    """Measure how far each layer of a program can be pruned (Han et al., arXiv 1506.02626).
+
+    Each convolution and linear map is pruned alone, by magnitude and without retraining, to every
+    density, and the program is measured. It is left as it is.
+
+    Args:
+        program: the program.
+        evaluate: measures a module, higher is better; must not train it.
+        densities: shares of a layer's weights to keep, above 0 and at most 1.
+        names: names of weights, or shell patterns; None for all.
+        workdir: folder that keeps every point once it is measured. Its file belongs to this very
+            program, but not to `evaluate`: use another folder when that changes.
+        resume: take points from `workdir` instead of measuring them again.
+        progress: draw a progress bar on standard error, when that is a terminal.
+
+    Returns:
+        The curves; `save_csv` writes them, `draw` draws them.
+
+    Raises:
+        SpecError: when a density is out of range, a name matches no weight that can be pruned, or
+            `evaluate` gives no number.
+        ArtifactError: when the file in `workdir` is malformed or cannot be written.
+    """
+    _check_program(program)
+    options: dict[str, Any] = {"names": names, "workdir": workdir, "resume": resume}
+    if not progress:
+        return measure_sensitivity(program, evaluate, densities, **options)
+    with StepProgress() as bar:
+        return measure_sensitivity(program, evaluate, densities, progress=bar, **options)
 
 
 def load(path: PathLike) -> Program:

@@ -53,6 +53,10 @@ class PassError(ShohinError):
     exit_code = 4
 
 
+class DivergedError(PassError):
+    """Training gave a loss, a weight or a statistic that is NaN or infinite (exit code 4)."""
+
+
 class VerifyError(ShohinError):
     """A program breaks an invariant of its stage (exit code 5)."""
 

@@ -1,15 +1,18 @@
-"""Images as planes with zeros around: what kernels that run along pixels read.
+"""Images as planes of vectors: what kernels that run along pixels read.
 
-A plane is one channel. Its rows are `pitch` floats apart, wider than the image, and the columns
-between rows are zero: they are what is left of one row and right of the one before. So the pixels
-of an image are one run of memory, and a window's tap is a constant distance in it, at the borders
-too. A strided convolution reads every ``stride``-th pixel; its planes are split in phases, each
-with the pixels that one tap reads.
+A plane is one channel. The image is cut in a grid of sixteen tiles, and a vector holds the same
+pixel of every tile: ``[rows, columns, 16]``. So the neighbour of a pixel is another whole vector,
+on its natural boundary, whatever the direction. Every tile has a border: a frame of the pixels of
+its neighbours, zero where the image ends. A strided convolution reads every ``stride``-th pixel;
+its planes are split in phases, each with the pixels that one tap reads.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from shohin.backends.tvm.kernels.emit import (
@@ -20,15 +23,18 @@ from shohin.backends.tvm.kernels.emit import (
     Parameter,
     blocks,
     ceil_div,
+    local,
     number,
     ramp,
     store,
 )
 
-SLACK = 256
-"""Floats behind the last plane that a vector may read and never use."""
-
 Source = Literal["plain", "blocked"]
+
+_GRIDS = ((4, 4), (2, 8), (8, 2), (1, 16), (16, 1))
+
+_TOGETHER = 14
+"""Pixels whose sums the registers of a large processor hold."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,17 @@ class Planes:
 
     Attributes:
         size: height and width of the image.
-        border: rows of zeros above and below.
-        pitch: floats from one row to the next.
+        grid: tiles down and across, sixteen together.
+        border: width of the frame around every tile.
         stride: vertical and horizontal step of what reads it; the image is split in as many
-            phases.
+            phases, all cut in the same way.
+        tile: rows and columns of a tile, of a phase.
     """
 
     size: tuple[int, int]
+    grid: tuple[int, int]
     border: int
-    pitch: int
+    tile: tuple[int, int]
     stride: tuple[int, int] = (1, 1)
 
     @property
@@ -59,198 +67,375 @@ class Planes:
         return (ceil_div(self.size[0], self.stride[0]), ceil_div(self.size[1], self.stride[1]))
 
     @property
-    def plane(self) -> int:
-        """Floats of one phase of one channel."""
-        return (self.phase_size[0] + 2 * self.border) * self.pitch
+    def framed(self) -> tuple[int, int]:
+        """Rows and columns of a tile with its border."""
+        return (self.tile[0] + 2 * self.border, self.tile[1] + 2 * self.border)
 
     @property
-    def first(self) -> int:
-        """The first pixel's place in its plane."""
-        return self.border * self.pitch
+    def plane(self) -> int:
+        """Vectors of one phase of one channel."""
+        return self.framed[0] * self.framed[1]
 
     def shape(self, batch: int, channels: int) -> tuple[int, ...]:
-        """Of the array that holds images."""
-        return (batch * channels * self.phases * self.plane + SLACK,)
+        """Of the array that holds images, in vectors."""
+        return (batch, channels * self.phases, self.plane, LANES)
 
-    def holds(self, other: "Planes") -> bool:
-        """Whether these planes serve whatever the others do."""
-        same = (self.size, self.stride) == (other.size, other.stride)
-        gap, other_gap = (p.pitch - p.phase_size[1] for p in (self, other))
-        return same and self.border >= other.border and gap >= other_gap
+    def at(self, row: Expr, column: Expr) -> Expr:
+        """The vector of a pixel of the tiles; the border is beyond the tile's own pixels."""
+        return (row + self.border) * self.framed[1] + column + self.border
+
+    def serves(self, other: "Planes") -> bool:
+        """Whether whatever reads the others can read these: only a wider border may differ."""
+        alike = (self.size, self.grid, self.tile, self.stride)
+        return self.border >= other.border and alike == (
+            other.size,
+            other.grid,
+            other.tile,
+            other.stride,
+        )
+
+
+def cut(size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """A grid and a tile that waste few pixels of an image and divide well among registers.
+
+    Args:
+        size: height and width.
+    """
+    options = [
+        (grid, (rows, columns))
+        for grid in _GRIDS
+        for rows in _slightly_more(ceil_div(size[0], grid[0]))
+        for columns in _slightly_more(ceil_div(size[1], grid[1]))
+    ]
+    return min(options, key=lambda option: _cost(option[1]))
+
+
+def _slightly_more(number: int) -> range:
+    return range(number, number + 1 + number // 8)
+
+
+def _cost(tile: tuple[int, int]) -> tuple[float, int]:
+    """Cycles for all pixels: the more are in registers together, the less each weight costs."""
+    together = max(rows * columns for rows, columns in register_tiles(tile, _TOGETHER))
+    return tile[0] * tile[1] * (1 + 1.5 / together), tile[0] + tile[1]
+
+
+def register_tiles(tile: tuple[int, int], most: int) -> set[tuple[int, int]]:
+    """Rows and columns of pixels that divide a tile without a rest.
+
+    Args:
+        tile: rows and columns of the tile.
+        most: pixels that registers hold the sums of.
+    """
+    return {
+        (rows, columns)
+        for rows in _divisors(tile[0])
+        for columns in _divisors(tile[1])
+        if rows * columns <= most and (rows == 1 or columns == tile[1])
+    }
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
 
 
 @dataclass(frozen=True)
-class ToPlanes(Kernel):
-    """Plain or blocked images to planes. One work item is one channel, or one block of them.
+class _Run:
+    """Neighbouring rows or columns of framed tiles whose pixels come from the same place.
+
+    Attributes:
+        start: the first, counted from the tile's own first, so -border at the least.
+        length: how many.
+        shift: how many tiles further the pixels belong.
+        inside: for each tile of the axis whether the pixels are in the image.
+    """
+
+    start: int
+    length: int
+    shift: int
+    inside: tuple[bool, ...]
+
+
+def _runs(tile: int, border: int, count: int, size: int) -> list[_Run]:
+    runs: list[_Run] = []
+    for place in range(-border, tile + border):
+        shift = place // tile
+        inside = tuple(0 <= index * tile + place < size for index in range(count))
+        last = runs[-1] if runs else None
+        if last and (last.shift, last.inside) == (shift, inside):
+            runs[-1] = _Run(last.start, last.length + 1, shift, inside)
+        else:
+            runs.append(_Run(place, 1, shift, inside))
+    return runs
+
+
+@dataclass(frozen=True)
+class Exchange(Kernel):
+    """Fills the borders of planes from the neighbouring tiles, in place.
+
+    Pixels that the grid has beyond the image become zero. One work item is one plane.
 
     Attributes:
         batch: images.
         channels: channels.
-        planes: where they go.
-        source: layout of the input.
+        planes: where they are, in one phase.
     """
 
     batch: int
     channels: int
     planes: Planes
-    source: Source
+
+    @property
+    def family(self) -> str:
+        """``exchange``."""
+        return "exchange"
+
+    @property
+    def extent(self) -> int:
+        """Images times channels."""
+        return self.batch * self.channels
+
+    @property
+    def operations(self) -> int:
+        """Vectors written, counted as a few operations each."""
+        own = math.prod(self.planes.tile)
+        return self.extent * (self.planes.plane - own) * 4
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The planes."""
+        return (Parameter("y", (self.extent, self.planes.plane, LANES)),)
+
+    def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
+        """One plane, a rectangle of equally shifted pixels at a time."""
+        (y,) = buffers
+        planes = self.planes
+        for down in _runs(planes.tile[0], planes.border, planes.grid[0], planes.size[0]):
+            for across in _runs(planes.tile[1], planes.border, planes.grid[1], planes.size[1]):
+                if down.shift or across.shift or not all(down.inside) or not all(across.inside):
+                    self._rectangle(y, item, down, across)
+
+    def _rectangle(self, y: Buffer, item: Expr, down: _Run, across: _Run) -> None:
+        planes = self.planes
+        lanes = list(self._lanes(down, across))
+        with T.serial(0, down.length) as row, T.serial(0, across.length) as column:
+            target = planes.at(down.start + row, across.start + column)
+            if all(lane == LANES for lane in lanes):
+                store(y, [item, target, ramp(0)], number(0.0))
+                return
+            source = planes.at(
+                down.start + row - down.shift * planes.tile[0],
+                across.start + column - across.shift * planes.tile[1],
+            )
+            vectors = [y[item, source, ramp(0)], number(0.0)]
+            store(y, [item, target, ramp(0)], tirx.Shuffle(vectors, lanes))
+
+    def _lanes(self, down: _Run, across: _Run) -> Iterator[int]:
+        """For each lane the lane it is filled from, 16 for zero."""
+        for row in range(self.planes.grid[0]):
+            for column in range(self.planes.grid[1]):
+                inside = down.inside[row] and across.inside[column]
+                source = (row + down.shift) * self.planes.grid[1] + column + across.shift
+                yield source if inside else LANES
+
+
+@dataclass(frozen=True)
+class _Layout(Kernel):
+    """Common form of both directions.
+
+    Attributes:
+        batch: images.
+        channels: channels.
+        planes: where they are as planes.
+        other: their other layout.
+    """
+
+    batch: int
+    channels: int
+    planes: Planes
+    other: Source
+
+    @property
+    def groups(self) -> int:
+        """Channels, or blocks of them."""
+        return self.channels if self.other == "plain" else blocks(self.channels)
+
+    @property
+    def extent(self) -> int:
+        """Images times groups times rows of the image."""
+        return self.batch * self.groups
+
+    @property
+    def operations(self) -> int:
+        """Elements moved, scattered ones counted as two."""
+        return self.batch * self.channels * math.prod(self.planes.size) * 2
+
+    @property
+    def image(self) -> tuple[int, ...]:
+        """Shape of the other layout."""
+        if self.other == "blocked":
+            return (self.batch, blocks(self.channels), *self.planes.size, LANES)
+        return (self.batch, self.channels, *self.planes.size)
+
+    def place(self, item: Expr) -> tuple[Expr, Expr, Expr, Expr]:
+        """Image, group, first channel and number of channels of a work item."""
+        image, group = T.floordiv(item, self.groups), T.floormod(item, self.groups)
+        if self.other == "plain":
+            return image, group, group, 1
+        ragged = self.channels % LANES
+        count = T.min(LANES, self.channels - group * LANES) if ragged else LANES
+        return image, group, group * LANES, count
+
+
+@dataclass(frozen=True)
+class ToPlanes(_Layout):
+    """Plain or blocked images to planes with their borders. One item is one group of channels."""
 
     @property
     def family(self) -> str:
         """``to_planes``."""
         return "to_planes"
 
-    @property
-    def _groups(self) -> int:
-        return self.channels if self.source == "plain" else blocks(self.channels)
-
-    @property
-    def extent(self) -> int:
-        """Images times channels, or times blocks of channels."""
-        return self.batch * self._groups
-
-    @property
-    def operations(self) -> int:
-        """Elements moved, scattered ones counted as two."""
-        return self.batch * self.channels * self.planes.size[0] * self.planes.size[1] * 2
-
     def parameters(self) -> tuple[Parameter, ...]:
         """Images, planes."""
-        height, width = self.planes.size
-        shape: tuple[int, ...] = (self.batch, self.channels, height, width)
-        if self.source == "blocked":
-            shape = (self.batch, blocks(self.channels), height, width, LANES)
-        return Parameter("x", shape), Parameter("y", self.planes.shape(self.batch, self.channels))
+        return (
+            Parameter("x", self.image),
+            Parameter("y", self.planes.shape(self.batch, self.channels)),
+        )
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
-        """Zeros, then the pixels over them."""
-        x, y = buffers
-        image = T.floordiv(item, self._groups)
-        group = T.floormod(item, self._groups)
-        lanes: Expr = 1
-        first = group
-        if self.source == "blocked":
-            lanes = T.min(LANES, self.channels - group * LANES)
-            first = group * LANES
-        length = self.planes.phases * self.planes.plane
-        start = (image * self.channels + first) * length
-        fill(y, start, lanes * length)
-        with T.serial(0, self.planes.size[0]) as row:
-            self._row(x, y, (image, group, row), (start, lanes))
-
-    def _row(
-        self,
-        x: Buffer,
-        y: Buffer,
-        place: tuple[Expr, Expr, Expr],
-        target: tuple[Expr, Expr],
-    ) -> None:
+        """Every phase of the group, a rectangle of pixels that are in the same tiles at a time."""
         planes = self.planes
-        image, group, row = place
-        start, lanes = target
-        down, right = planes.stride
-        phase_row = T.floormod(row, down) * right
-        base = start + planes.first + T.floordiv(row, down) * planes.pitch
-        length = planes.phases * planes.plane
-        for phase in range(right):
-            columns = ceil_div(planes.size[1] - phase, right)
-            at = base + (phase_row + phase) * planes.plane
-            if self.source == "blocked":
-                with T.serial(0, lanes) as lane, T.serial(0, columns) as column:
-                    value = x[image, group, row, column * right + phase, lane]
-                    store(y, [at + lane * length + column], value)
-                continue
-            whole = columns // LANES * LANES if right == 1 else 0
-            with T.serial(0, whole // LANES) as index:
-                value = x[image, group, row, ramp(index * LANES)]
-                store(y, [ramp(at + index * LANES)], value)
-            with T.serial(whole, columns) as column:
-                store(y, [at + column], x[image, group, row, column * right + phase])
+        for phase in range(planes.phases):
+            offset = divmod(phase, planes.stride[1])
+            for down in self._axis(0, offset[0]):
+                for across in self._axis(1, offset[1]):
+                    with T.serial(0, down.length) as row, T.serial(0, across.length) as column:
+                        place = (down.start + row, across.start + column)
+                        self._pixel(item, buffers, phase, place, (down.inside, across.inside))
+
+    def _axis(self, axis: int, offset: int) -> list[_Run]:
+        planes = self.planes
+        size = ceil_div(planes.size[axis] - offset, planes.stride[axis])
+        return _runs(planes.tile[axis], planes.border, planes.grid[axis], size)
+
+    def _pixel(
+        self,
+        item: Expr,
+        buffers: tuple[Buffer, ...],
+        phase: int,
+        place: tuple[Expr, Expr],
+        inside: tuple[tuple[bool, ...], tuple[bool, ...]],
+    ) -> None:
+        """One pixel of every tile; zero in those where it is outside of the image."""
+        x, y = buffers
+        planes = self.planes
+        image, group, first, count = self.place(item)
+        vector = planes.at(*place)
+        offset = divmod(phase, planes.stride[1])
+        lanes: list[list[Expr] | None] = []
+        for lane in range(LANES):
+            tile = divmod(lane, planes.grid[1])
+            pixel = [
+                (tile[axis] * planes.tile[axis] + place[axis]) * planes.stride[axis] + offset[axis]
+                for axis in (0, 1)
+            ]
+            used = inside[0][tile[0]] and inside[1][tile[1]]
+            lanes.append([image, group, *pixel] if used else None)
+        if self.other == "plain":
+            for lane, index in enumerate(lanes):
+                value = T.float32(0.0) if index is None else x[tuple(index)]
+                store(y, [image, first * planes.phases + phase, vector, lane], value)
+            return
+        vectors = [number(0.0) if i is None else x[(*i, ramp(0))] for i in lanes]
+        for channel, result in enumerate(transposed(vectors)):
+            target = [image, (first + channel) * planes.phases + phase, vector, ramp(0)]
+            _store_if(count, channel, y, target, result)
 
 
 @dataclass(frozen=True)
-class FromPlanes(Kernel):
-    """Planes to plain or blocked images. One work item is one channel, or one block of them.
-
-    Attributes:
-        batch: images.
-        channels: channels.
-        planes: where they are, in one phase.
-        target: layout of the result.
-    """
-
-    batch: int
-    channels: int
-    planes: Planes
-    target: Source
+class FromPlanes(_Layout):
+    """Planes of one phase to plain or blocked images. One item is one group of channels."""
 
     @property
     def family(self) -> str:
         """``from_planes``."""
         return "from_planes"
 
-    @property
-    def _groups(self) -> int:
-        return self.channels if self.target == "plain" else blocks(self.channels)
-
-    @property
-    def extent(self) -> int:
-        """Images times channels, or times blocks of channels."""
-        return self.batch * self._groups
-
-    @property
-    def operations(self) -> int:
-        """Elements moved, scattered ones counted as two."""
-        return self.batch * self.channels * self.planes.size[0] * self.planes.size[1] * 2
-
     def parameters(self) -> tuple[Parameter, ...]:
         """Planes, images."""
-        height, width = self.planes.size
-        shape: tuple[int, ...] = (self.batch, self.channels, height, width)
-        if self.target == "blocked":
-            shape = (self.batch, blocks(self.channels), height, width, LANES)
-        return Parameter("x", self.planes.shape(self.batch, self.channels)), Parameter("y", shape)
+        return (
+            Parameter("x", self.planes.shape(self.batch, self.channels)),
+            Parameter("y", self.image),
+        )
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
-        """One channel or block of channels, a row at a time."""
+        """Every tile's own pixels that are in the image."""
+        planes = self.planes
+        for down in _runs(planes.tile[0], 0, planes.grid[0], planes.size[0]):
+            for across in _runs(planes.tile[1], 0, planes.grid[1], planes.size[1]):
+                with T.serial(0, down.length) as row, T.serial(0, across.length) as column:
+                    place = (down.start + row, across.start + column)
+                    self._pixel(item, buffers, place, (down.inside, across.inside))
+
+    def _pixel(
+        self,
+        item: Expr,
+        buffers: tuple[Buffer, ...],
+        place: tuple[Expr, Expr],
+        inside: tuple[tuple[bool, ...], tuple[bool, ...]],
+    ) -> None:
         x, y = buffers
         planes = self.planes
-        image, group = T.floordiv(item, self._groups), T.floormod(item, self._groups)
-        channel = group if self.target == "plain" else group * LANES
-        start = (image * self.channels + channel) * planes.plane + planes.first
-        with T.serial(0, planes.size[0]) as row:
-            at = start + row * planes.pitch
-            if self.target == "blocked":
-                self._blocked_row(x, y, (image, group, row), at)
+        image, group, first, count = self.place(item)
+        vector = planes.at(*place)
+        results: list[Expr] = []
+        if self.other == "blocked":
+            channels = [
+                self._channel(x, [image, first + c, vector], count, c) for c in range(LANES)
+            ]
+            results = transposed(channels)
+        for lane in range(LANES):
+            tile = divmod(lane, planes.grid[1])
+            if not (inside[0][tile[0]] and inside[1][tile[1]]):
+                continue
+            pixel = [tile[axis] * planes.tile[axis] + place[axis] for axis in (0, 1)]
+            if results:
+                store(y, [image, group, *pixel, ramp(0)], results[lane])
             else:
-                self._plain_row(x, y, (image, group, row), at)
+                store(y, [image, group, *pixel], x[image, first, vector, lane])
 
-    def _plain_row(self, x: Buffer, y: Buffer, place: tuple[Expr, Expr, Expr], start: Expr) -> None:
-        width = self.planes.size[1]
-        whole = width // LANES * LANES
-        with T.serial(0, whole // LANES) as index:
-            store(y, [*place, ramp(index * LANES)], x[ramp(start + index * LANES)])
-        with T.serial(whole, width) as column:
-            store(y, [*place, column], x[start + column])
-
-    def _blocked_row(
-        self, x: Buffer, y: Buffer, place: tuple[Expr, Expr, Expr], start: Expr
-    ) -> None:
-        image, group, row = place
-        ragged = self.channels % LANES
-        lanes = T.min(LANES, self.channels - group * LANES) if ragged else LANES
-        with T.serial(0, self.planes.size[1]) as column:
-            if ragged:
-                store(y, [image, group, row, column, ramp(0)], number(0.0))
-            with T.serial(0, lanes) as lane:
-                value = x[start + lane * self.planes.plane + column]
-                store(y, [image, group, row, column, lane], value)
+    def _channel(self, x: Buffer, index: list[Expr], count: Expr, channel: int) -> Expr:
+        """A channel's vector; zero for those that fill up the last block."""
+        held = local(LANES)
+        store(held, [ramp(0)], number(0.0))
+        _store_if(count, channel, held, [ramp(0)], x[(*index, ramp(0))])
+        return held[ramp(0)]
 
 
-def fill(buffer: Buffer, start: Expr, length: Expr) -> None:
-    """Zeros from a place on."""
-    whole = T.floordiv(length, LANES)
-    with T.serial(0, whole) as index:
-        store(buffer, [ramp(start + index * LANES)], number(0.0))
-    with T.serial(0, length - whole * LANES) as index:
-        store(buffer, [start + whole * LANES + index], T.float32(0.0))
+def _store_if(count: Expr, channel: int, buffer: Buffer, place: list[Expr], value: Expr) -> None:
+    """Store what is of a channel that exists."""
+    if isinstance(count, int):
+        store(buffer, place, value)
+        return
+    with T.If(channel < count), T.Then():
+        store(buffer, place, value)
+
+
+def transposed(vectors: list[Expr]) -> list[Expr]:
+    """Sixteen vectors as the columns of what they are the rows of: four stages of exchanges."""
+    held = [_held(vector) for vector in vectors]
+    for step in (8, 4, 2, 1):
+        for first in (index for index in range(LANES) if not index & step):
+            pair = [held[first], held[first + step]]
+            low = [lane if not lane & step else lane - step + LANES for lane in range(LANES)]
+            high = [lane + step if not lane & step else lane + LANES for lane in range(LANES)]
+            held[first] = _held(tirx.Shuffle(pair, low))
+            held[first + step] = _held(tirx.Shuffle(pair, high))
+    return held
+
+
+def _held(value: Expr) -> Expr:
+    """The value from a register: TVM unfolds an expression that is used more than once."""
+    register = local(LANES)
+    store(register, [ramp(0)], value)
+    return register[ramp(0)]

@@ -1,10 +1,10 @@
 """Convolution with few weights: every one of them costs, and nothing else.
 
-Images are planes (see `planes`), so the pixels of a tile are a few vectors in a row whatever the
-tap, and a weight is a number and a distance: one broadcast and one multiply-add a vector. The
-weights are sorted by chunks of input channels, so that the pixels a tile reads stay in the first
-level cache while all filters go over them; sums wait in the output from chunk to chunk. One work
-item is a tile of pixels and a group of filters; groups have about equally many weights.
+Images are planes of vectors (see `planes`), so a weight is a number and a distance: one broadcast,
+and one multiply-add from memory for each vector of pixels. The weights are sorted by chunks of
+input channels, so that the pixels a tile reads stay in the first level cache while all filters go
+over them; sums wait in the output from chunk to chunk. One work item is a tile of pixels and a
+group of filters; groups have about equally many weights.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ from shohin.backends.tvm.kernels.emit import (
 )
 from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
 from shohin.backends.tvm.kernels.geometry import Geometry
-from shohin.backends.tvm.kernels.partial import store_lanes
-from shohin.backends.tvm.kernels.planes import Planes, fill
+from shohin.backends.tvm.kernels.planes import Planes, cut, register_tiles
+from shohin.backends.tvm.kernels.sparse_linear import even_groups
 
 Emit = Callable[[], None]
 
@@ -40,11 +40,13 @@ class SparseTile:
     """How a sparse convolution is cut.
 
     Attributes:
-        vectors: most vectors of pixels whose sums are in registers together.
+        rows: rows of pixels whose sums are in registers together.
+        columns: columns of them.
         channels: input channels of a chunk.
     """
 
-    vectors: int
+    rows: int
+    columns: int
     channels: int
 
 
@@ -57,8 +59,8 @@ class SparseConv2d(Kernel):
         channels: input channels.
         filters: output channels.
         geometry: sizes, stride, padding, dilation.
-        source: where the input's pixels are.
-        border: rows of zeros around the result; 0 where nothing needs zeros around it.
+        source: where the input's pixels are; its grid is one of the output's pixels.
+        border: width of the frame left around the result's tiles, which `Exchange` fills.
         nonzeros: weights.
         groups: groups of filters that are separate work items.
         tile: how it is cut.
@@ -85,8 +87,9 @@ class SparseConv2d(Kernel):
 
     @property
     def result(self) -> Planes:
-        """Where the output's pixels are: as far apart as the input's."""
-        return Planes(self.geometry.output_size, self.border, self.source.pitch)
+        """Where the output's pixels are: in the same tiles as the input's."""
+        source = self.source
+        return Planes(self.geometry.output_size, source.grid, self.border, source.tile)
 
     @property
     def chunks(self) -> int:
@@ -94,26 +97,21 @@ class SparseConv2d(Kernel):
         return ceil_div(self.channels, self.tile.channels)
 
     @property
-    def span(self) -> int:
-        """Floats from the first to the last pixel of a plane of the result."""
-        height, width = self.geometry.output_size
-        return (height - 1) * self.source.pitch + width
-
-    @property
-    def tiles(self) -> int:
-        """Tiles of a plane; they differ by one vector at most."""
-        return ceil_div(ceil_div(self.span, LANES), self.tile.vectors)
+    def tiles(self) -> tuple[int, int]:
+        """Tiles of registers down and across a tile of the grid, without a rest."""
+        rows, columns = self.source.tile
+        return rows // self.tile.rows, columns // self.tile.columns
 
     @property
     def extent(self) -> int:
         """Images times groups of filters times tiles."""
-        return self.batch * self.groups * self.tiles
+        return self.batch * self.groups * self.tiles[0] * self.tiles[1]
 
     @property
     def operations(self) -> int:
         """Multiply-accumulates, and the passes over the sums."""
-        passes = self.filters * self.chunks * 2
-        return self.batch * self.tiles * self.tile.vectors * LANES * (self.nonzeros + passes)
+        pixels = self.tiles[0] * self.tiles[1] * self.tile.rows * self.tile.columns * LANES
+        return self.batch * pixels * (self.nonzeros + self.filters * self.chunks * 2)
 
     @property
     def narrow(self) -> bool:
@@ -121,29 +119,31 @@ class SparseConv2d(Kernel):
         return self.tile.channels * self.source.phases * self.source.plane <= 1 << 16
 
     def variants(self, registers: int) -> "tuple[SparseConv2d, ...]":
-        """Wider and narrower tiles, larger and smaller chunks."""
-        widest = 8 if registers > 16 else max(1, min(4, registers - 2))
-        most = ceil_div(self.span, LANES)
-        widths = sorted({min(width, most) for width in (widest, widest * 3 // 4, widest // 2)})
-        chunks = sorted({min(self.channels, size) for size in (16, 32, 64)})
-        options = [SparseTile(w, c) for w in reversed(widths) if w for c in chunks]
-        ordered = sorted(options, key=self._cost)
+        """Tiles of the pixels that fit the registers, and larger and smaller chunks."""
+        most = 16 if registers > 16 else max(1, registers - 2)
+        shapes = register_tiles(self.source.tile, most)
+        chunks = sorted({min(self.channels, size) for size in (8, 16, 32, 64)})
+        options = [SparseTile(*shape, size) for shape in shapes for size in chunks]
+        ordered = sorted(options, key=lambda tile: (self._cost(tile), repr(tile)))
         return tuple(replace(self, tile=tile) for tile in ordered)
 
     def _cost(self, tile: SparseTile) -> float:
         """Cycles of all tiles, roughly."""
-        vectors = ceil_div(self.span, LANES)
-        tiles = ceil_div(vectors, tile.vectors)
-        floats = tile.channels * self.source.phases * self.geometry.kernel[0]
-        window = floats * min(self.source.pitch + tile.vectors * LANES, self.source.plane) * 4
-        missing = 1.0 if window <= 24_000 else 1.3
-        per_weight = max(tile.vectors * 1.5, 4.0) * missing + 1.0
+        rows, columns = self.source.tile
+        tiles = rows // tile.rows * (columns // tile.columns)
+        vectors = tile.rows * tile.columns
+        reach = [
+            t + k - 1 for t, k in zip((tile.rows, tile.columns), self.geometry.kernel, strict=True)
+        ]
+        window = tile.channels * reach[0] * reach[1] * self.source.phases * LANES * 4
+        missing = 1.0 if window <= 24_000 else 1.4
+        per_weight = max(vectors * 1.2, 4.0) * missing + 1.0
         passes = self.filters * ceil_div(self.channels, tile.channels)
-        return tiles * (self.nonzeros * per_weight + passes * (2.0 * tile.vectors + 6.0))
+        return tiles * (self.nonzeros * per_weight + passes * (2.5 * vectors + 8.0))
 
     def tile_text(self) -> str:
-        """Vectors, and channels of a chunk."""
-        return f"{self.tile.vectors}v{self.tile.channels}c"
+        """Rows, columns, and channels of a chunk."""
+        return f"{self.tile.rows}x{self.tile.columns}/{self.tile.channels}c"
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Planes, values, distances, starts of lists, groups, bias, step operands, planes."""
@@ -199,7 +199,7 @@ def pack_lists(weight: Array, kernel: SparseConv2d) -> dict[str, Array]:
         "value": _at_least_one(np.concatenate(values).astype(np.float32)),
         "distance": _at_least_one(distances.astype(np.uint16 if kernel.narrow else np.int32)),
         "start": start.astype(np.int32),
-        "group": _even_groups(weights_of, kernel.groups),
+        "group": even_groups(weights_of, kernel.groups),
     }
 
 
@@ -208,43 +208,26 @@ def _at_least_one(array: Array) -> Array:
 
 
 def _tap_places(geometry: Geometry, planes: Planes) -> NDArray[np.int64]:
-    """Distance of each tap's pixel from the first pixel of the channel, borders counted in."""
+    """Distance, in vectors, of each tap's pixel from the output's pixel in the first phase."""
     places = []
+    down, right = geometry.stride
     for tap_row in range(geometry.kernel[0]):
         for tap in range(geometry.kernel[1]):
             row = tap_row * geometry.dilation[0] - geometry.padding[0]
             column = tap * geometry.dilation[1] - geometry.padding[2]
-            down, right = geometry.stride
             phase = row % down * right + column % right
-            places.append(
-                phase * planes.plane
-                + (planes.border + row // down) * planes.pitch
-                + column // right
-            )
+            places.append(phase * planes.plane + planes.at(row // down, column // right))
     return np.array(places, np.int64)
 
 
 def needed_planes(geometry: Geometry) -> Planes:
-    """The tightest planes that a convolution can read."""
-    (height, width), (out_height, out_width) = geometry.size, geometry.output_size
+    """The tightest planes that a convolution can read: cut as its output is."""
     down, right = geometry.stride
     rows = [t * geometry.dilation[0] - geometry.padding[0] for t in range(geometry.kernel[0])]
     columns = [t * geometry.dilation[1] - geometry.padding[2] for t in range(geometry.kernel[1])]
-    phase_rows, phase_columns = ceil_div(height, down), ceil_div(width, right)
-    above = max(0, -(rows[0] // down))
-    below = max(0, rows[-1] // down + out_height - phase_rows)
-    left = max(0, -(columns[0] // right))
-    behind = max(0, columns[-1] // right + out_width - phase_columns)
-    border = max(above, below, 1 if left or behind else 0)
-    pitch = max(phase_columns + max(left, behind), out_width)
-    return Planes((height, width), border, pitch, geometry.stride)
-
-
-def _even_groups(weights: NDArray[np.intp], groups: int) -> Array:
-    """First filter of each group and the end, with about equally many weights between."""
-    work = np.cumsum(weights + 4)
-    bounds = [int(np.searchsorted(work, work[-1] * g / groups)) for g in range(1, groups)]
-    return np.array([0, *bounds, weights.size], np.int32)
+    reach = [rows[0] // down, rows[-1] // down, columns[0] // right, columns[-1] // right]
+    grid, tile = cut(geometry.output_size)
+    return Planes(geometry.size, grid, max(abs(place) for place in reach), tile, geometry.stride)
 
 
 class _TileEmitter:
@@ -255,86 +238,64 @@ class _TileEmitter:
         self.x, self.value, self.distance, self.start, self.group, self.bias, *rest = buffers
         self.y = rest.pop()
         self.operands = tuple(rest)
-        tiles = conv.tiles
+        tiles = conv.tiles[0] * conv.tiles[1]
         self.tile = T.floormod(item, tiles)
         self.filter_group = T.floormod(T.floordiv(item, tiles), conv.groups)
         self.image = T.floordiv(item, tiles * conv.groups)
 
     def emit(self) -> None:
-        """The first tiles have a vector more; the last is cut where the pixels end."""
+        """All filters of the group over the pixels of the tile."""
         conv = self.conv
-        vectors, ragged = ceil_div(conv.span, LANES), conv.span % LANES
-        small, large_count = divmod(vectors, conv.tiles)
-        whole = conv.tiles - 1 if ragged else conv.tiles
-        large = min(large_count, whole)
-        if large:
-            with T.If(self.tile < large), T.Then():
-                self._tile(self.tile * (small + 1) * LANES, small + 1, LANES)
-        if whole > large:
-            with T.If(T.And(self.tile >= large, self.tile < whole)), T.Then():
-                self._tile((self.tile * small + large_count) * LANES, small, LANES)
-        if ragged:
-            size = small + 1 if large_count == conv.tiles else small
-            with T.If(self.tile == conv.tiles - 1), T.Then():
-                self._tile((vectors - size) * LANES, size, ragged)
-
-    def _tile(self, first: Expr, size: int, valid: int) -> None:
-        """All filters of the group over some pixels.
-
-        Args:
-            first: the first pixel's place after that of the plane.
-            size: vectors.
-            valid: lanes of the last vector that are pixels.
-        """
-        conv = self.conv
-        planes = conv.source
+        row = T.floordiv(self.tile, conv.tiles[1]) * conv.tile.rows
+        column = T.floormod(self.tile, conv.tiles[1]) * conv.tile.columns
         low, high = self.group[self.filter_group], self.group[self.filter_group + 1]
-        channel_size = planes.phases * planes.plane
-        image = self.image * (conv.channels * channel_size)
-        with T.serial(0, conv.chunks) as chunk:
-            pixels = image + chunk * (conv.tile.channels * channel_size) + first
-            with T.serial(0, high - low) as index:
-                self._filter(chunk, low + index, pixels, first, (size, valid))
+        with T.serial(0, conv.chunks) as chunk, T.serial(0, high - low) as index:
+            self._filter(chunk, low + index, row, column)
 
-    def _filter(
-        self, chunk: Expr, filter_: Expr, pixels: Expr, first: Expr, shape: tuple[int, int]
-    ) -> None:
+    def _filter(self, chunk: Expr, filter_: Expr, row: Expr, column: Expr) -> None:
         conv = self.conv
-        size, _ = shape
-        sums = local(size * LANES)
-        plane = (self.image * conv.filters + filter_) * conv.result.plane
-        place = plane + conv.result.first + first
+        pixels = [(r, c) for r in range(conv.tile.rows) for c in range(conv.tile.columns)]
+        sums = local(len(pixels) * LANES)
+
+        def place(pixel: tuple[int, int]) -> list[Expr]:
+            vector = conv.result.at(row + pixel[0], column + pixel[1])
+            return [self.image, filter_, vector, ramp(0)]
 
         def begin() -> None:
-            for vector in range(size):
-                store(sums, [ramp(vector * LANES)], splat(self.bias[filter_]))
+            for number in range(len(pixels)):
+                store(sums, [ramp(number * LANES)], splat(self.bias[filter_]))
 
         def go_on() -> None:
-            for vector in range(size):
-                store(sums, [ramp(vector * LANES)], self.y[ramp(place + vector * LANES)])
+            for number, pixel in enumerate(pixels):
+                store(sums, [ramp(number * LANES)], self.y[tuple(place(pixel))])
 
         def wait() -> None:
-            for vector in range(size):
-                self._store(place, vector, shape, sums[ramp(vector * LANES)])
+            for number, pixel in enumerate(pixels):
+                store(self.y, place(pixel), sums[ramp(number * LANES)])
 
         def finish() -> None:
-            self._finish(sums, filter_, place, shape)
-            if conv.border or conv.result.pitch > conv.result.size[1]:
-                self._clear(plane, first, shape)
+            for number, pixel in enumerate(pixels):
+                self._finish(sums[ramp(number * LANES)], filter_, place(pixel))
 
         self._either(chunk == 0, begin, go_on)
-        listed = chunk * conv.filters + filter_
-        self._accumulate(sums, self.start[listed], self.start[listed + 1], pixels, size)
+        self._accumulate(sums, chunk, filter_, row * conv.source.framed[1] + column)
         self._either(chunk == conv.chunks - 1, finish, wait)
 
-    def _accumulate(self, sums: Buffer, low: Expr, high: Expr, pixels: Expr, size: int) -> None:
-        with T.serial(0, high - low) as index:
+    def _accumulate(self, sums: Buffer, chunk: Expr, filter_: Expr, first: Expr) -> None:
+        conv = self.conv
+        listed = chunk * conv.filters + filter_
+        low = self.start[listed]
+        chunk_plane = chunk * conv.tile.channels * conv.source.phases
+        with T.serial(0, self.start[listed + 1] - low) as index:
             at = local(1, "int32")
-            store(at, [0], pixels + T.cast(self.distance[low + index], "int32"))
+            store(at, [0], first + T.cast(self.distance[low + index], "int32"))
             value = splat(self.value[low + index])
-            for vector in range(size):
-                lane = ramp(vector * LANES)
-                store(sums, [lane], sums[lane] + value * self.x[ramp(at[0] + vector * LANES)])
+            for number in range(conv.tile.rows * conv.tile.columns):
+                row, column = divmod(number, conv.tile.columns)
+                vector = at[0] + row * conv.source.framed[1] + column
+                lane = ramp(number * LANES)
+                x = self.x[self.image, chunk_plane, vector, ramp(0)]
+                store(sums, [lane], sums[lane] + value * x)
 
     def _either(self, condition: Expr, then: Emit, otherwise: Emit) -> None:
         if self.conv.chunks == 1:
@@ -346,42 +307,12 @@ class _TileEmitter:
             with T.Else():
                 otherwise()
 
-    def _finish(self, sums: Buffer, filter_: Expr, place: Expr, shape: tuple[int, int]) -> None:
-        for vector in range(shape[0]):
-            result = apply_steps(
-                self.conv.steps,
-                sums[ramp(vector * LANES)],
-                self.operands,
-                _reader(place + vector * LANES),
-                lambda buffer: splat(buffer[filter_]),
-            )
-            self._store(place, vector, shape, result)
-
-    def _store(self, place: Expr, vector: int, shape: tuple[int, int], value: Expr) -> None:
-        size, valid = shape
-        at = place + vector * LANES
-        count = valid if vector == size - 1 else LANES
-        store_lanes(self.y, lambda last: [last], at, value, count)
-
-    def _clear(self, plane: Expr, first: Expr, shape: tuple[int, int]) -> None:
-        """Zeros around the tile's pixels: between its rows, above the first, below the last."""
-        result, (size, valid) = self.conv.result, shape
-        width, pitch = result.size[1], result.pitch
-        end = first + (size - 1) * LANES + valid
-        if pitch > width:
-            row = T.floordiv(first, pitch)
-            rows = T.floordiv(end - 1, pitch) - row + 1
-            with T.serial(0, rows) as index, T.serial(width, pitch) as column:
-                at = (row + index) * pitch + column
-                with T.If(T.And(at >= first, at < end)), T.Then():
-                    store(self.y, [plane + result.first + at], T.float32(0.0))
-        with T.If(self.tile == 0), T.Then():
-            fill(self.y, plane, result.first)
-        with T.If(self.tile == self.conv.tiles - 1), T.Then():
-            behind = result.plane - result.first - self.conv.span
-            fill(self.y, plane + result.first + self.conv.span, behind)
-
-
-def _reader(place: Expr) -> Callable[[Buffer], Expr]:
-    """Lanes behind the last pixel may be anything: they are not stored."""
-    return lambda buffer: buffer[ramp(place)]
+    def _finish(self, total: Expr, filter_: Expr, place: list[Expr]) -> None:
+        result = apply_steps(
+            self.conv.steps,
+            total,
+            self.operands,
+            lambda buffer: buffer[tuple(place)],
+            lambda buffer: splat(buffer[filter_]),
+        )
+        store(self.y, place, result)

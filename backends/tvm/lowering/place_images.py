@@ -60,7 +60,8 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
             output_blocks=planner.image_blocks(op.output),
             last_channels=0 if plain or groups > 1 else channels % LANES,
             steps=kernel_steps(op),
-        )
+        ),
+        timed=op.sparse,
     )
     if op.sparse and place_sparse_convolution(planner, op, kernel):
         return

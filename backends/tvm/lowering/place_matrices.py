@@ -20,6 +20,7 @@ from shohin.backends.tvm.lowering.operations import (
     Value,
     View,
 )
+from shohin.backends.tvm.lowering.place_sparse import place_sparse_linear
 from shohin.backends.tvm.lowering.plan import (
     Planner,
     blocked_bytes,
@@ -39,8 +40,13 @@ def place_linear(planner: Planner, op: Linear) -> None:
     rows = math.prod(op.output.shape[:-1])
     tile = choose_matrix_tile(rows, columns, planner.target.registers())
     kernel = planner.choose(
-        MatMul(1, rows, depth, columns, True, op.bias is not None, tile, steps=kernel_steps(op))
+        MatMul(1, rows, depth, columns, True, op.bias is not None, tile, steps=kernel_steps(op)),
+        timed=op.sparse,
     )
+    if op.sparse:
+        ordered = weight if image is None else _permute_columns(weight, image)
+        if place_sparse_linear(planner, op, kernel, ordered, x):
+            return
     arguments = [x, planner.constant(lambda: _pack_rows(weight, kernel, image))]
     if op.bias is not None:
         bias, width = op.bias, kernel.padded_columns

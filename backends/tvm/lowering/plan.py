@@ -102,9 +102,9 @@ class Planner:
         """Where the code will run."""
         return self.tuner.target
 
-    def choose(self, kernel: KernelType) -> KernelType:
-        """The variant of a kernel to use."""
-        return cast(KernelType, self.tuner.choose(kernel))
+    def choose(self, kernel: KernelType, timed: bool = False) -> KernelType:
+        """The variant of a kernel to use; `timed` where its time is to be compared."""
+        return cast(KernelType, self.tuner.choose(kernel, timed))
 
     def plan(self, operations: Operations) -> list[KernelCall]:
         """Plan every operation, and put the outputs where the caller wants them."""
@@ -205,20 +205,25 @@ class Planner:
 
     def has_planes(self, value: Value, needed: Planes) -> bool:
         """Whether the image exists as planes that serve."""
-        return value in self._planes and self._planes[value][0].holds(needed)
+        return value in self._planes and self._planes[value][0].serves(needed)
 
     def suitable_planes(self, value: Value, needed: Planes) -> Planes:
         """The planes that the image exists as if they serve, else what is needed."""
         return self._planes[value][0] if self.has_planes(value, needed) else needed
 
     def wanted_border(self, value: Value) -> int:
-        """Rows of zeros that those who will read an image as planes want around it."""
+        """Width of the frame that those who will read an image as planes want around its tiles."""
         windows = [
             reader
             for reader in self._readers.get(value, [])
             if isinstance(reader, Convolution) and reader.sparse and reader.stride == (1, 1)
         ]
         return max((max(reader.padding) for reader in windows), default=0)
+
+    def operand_border(self, operation: Operation) -> int:
+        """The widest frame of the second operands of an operation's steps that are planes."""
+        operands = [step.operand for step in operation.steps if step.operand in self._planes]
+        return max((self._planes[value][0].border for value in operands if value), default=0)
 
     def planes(self, value: Value, wanted: Planes) -> Placement:
         """The image as exactly these planes, converted if need be."""

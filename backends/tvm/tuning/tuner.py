@@ -55,17 +55,24 @@ class Tuner:
         """Whether choices depend on measurements, so that planning once is not enough."""
         return self.tune != "off" or self.searcher.trials > 0
 
-    def choose(self, kernel: Kernel) -> Kernel:
-        """The variant to use; the cost model's favourite where nothing was measured."""
+    def choose(self, kernel: Kernel, timed: bool = False) -> Kernel:
+        """The variant to use; the cost model's favourite where nothing was measured.
+
+        Args:
+            kernel: any variant.
+            timed: whether its time will be compared with that of another kernel, so that it is
+                measured even if it is small or has no other variant.
+        """
         variants = kernel.variants(self.target.registers())[: VARIANTS[self.tune]]
-        if len(variants) <= 1 or kernel.operations < WORTH_MEASURING:
+        idle = len(variants) <= 1 or kernel.operations < WORTH_MEASURING
+        if self.tune == "off" or (idle and not timed):
             return variants[0] if variants else kernel
         known = self.cache.read(kernel, self.target)
-        timed = known.milliseconds if known else {}
-        if any(variant.tile_text() not in timed for variant in variants):
+        times = known.milliseconds if known else {}
+        if any(variant.tile_text() not in times for variant in variants):
             self.missing[kernel.problem()] = variants
             return variants[0]
-        return min(variants, key=lambda variant: timed[variant.tile_text()])
+        return min(variants, key=lambda variant: times[variant.tile_text()])
 
     def milliseconds(self, kernel: Kernel) -> float | None:
         """Time of the variant that `choose` gives, None where it was not measured."""

@@ -16,6 +16,7 @@ from shohin.cli.optimize import optimize
 from shohin.cli.passes import passes
 from shohin.cli.run import run
 from shohin.cli.screen import one_line_warnings, print_error, print_failure
+from shohin.cli.sensitivity import sensitivity
 from shohin.errors import ShohinError
 
 _INTERRUPTED = 130
@@ -65,6 +66,7 @@ app.command("compile")(compile_command)
 app.command("run")(run)
 app.command("inspect")(inspect)
 app.command("bench")(bench)
+app.command("sensitivity")(sensitivity)
 app.command("passes")(passes)
 app.command("bisect")(bisect)
 

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shohin.cli.options import AsJson, Data, InputShape
-from shohin.cli.screen import StepProgress, note, show, show_json
+from shohin.cli.screen import note, show, show_json
 from shohin.errors import SpecError
+from shohin.progress import StepProgress
 
 if TYPE_CHECKING:
     from shohin.cli.contest import Comparison

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shohin.cli.options import AsJson, Batch, Data, InputShape, Model, Target
-from shohin.cli.screen import StepProgress, lines, show, show_json
+from shohin.cli.screen import lines, show, show_json
+from shohin.progress import StepProgress
 
 if TYPE_CHECKING:
     from shohin.backends.base import Artifact

@@ -164,7 +164,7 @@ def _step_grid(steps: list[dict[str, Any]]) -> "Grid":
     from shohin.tables import Grid
 
     total = sum(step["milliseconds"] for step in steps)
-    rows = tuple(
+    rows: tuple[tuple[str, ...], ...] = tuple(
         (
             str(index),
             step["label"],
@@ -172,12 +172,15 @@ def _step_grid(steps: list[dict[str, Any]]) -> "Grid":
             f"{step['milliseconds']:.4f}",
             f"{100 * step['milliseconds'] / total if total else 0:.1f} %",
             _speed(step),
+            step["note"],
         )
         for index, step in enumerate(steps)
     )
-    heads = (">", "step", "kernel", ">ms", ">share", ">GFLOP/s")
-    footer = ("", "total", "", f"{total:.4f}", "", "")
-    return Grid("Steps", heads, rows, footer, ("kernel", ">share"))
+    heads: tuple[str, ...] = (">", "step", "kernel", ">ms", ">share", ">GFLOP/s", "choice")
+    footer: tuple[str, ...] = ("", "total", "", f"{total:.4f}", "", "", "")
+    if not any(step["note"] for step in steps):
+        rows, heads, footer = tuple(row[:-1] for row in rows), heads[:-1], footer[:-1]
+    return Grid("Steps", heads, rows, footer, ("kernel", ">share", "choice"))
 
 
 def _speed(step: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from shohin.errors import ShohinError, ShohinWarning
@@ -85,32 +84,6 @@ def one_line_warnings() -> Iterator[None]:
         warnings.showwarning = show_warning  # type: ignore[assignment]
         warnings.simplefilter("always", ShohinWarning)
         yield
-
-
-class StepProgress:
-    """A progress bar on standard error; nothing where that is no terminal.
-
-    Call it with (steps done, steps, what comes next).
-    """
-
-    def __init__(self) -> None:
-        console = _errors()
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self._bars = Progress(
-            *columns, console=console, transient=True, disable=not console.is_terminal
-        )
-        self._task = self._bars.add_task("")
-
-    def __enter__(self) -> "StepProgress":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, done: int, total: int, label: str) -> None:
-        """Show how far the work is."""
-        self._bars.update(self._task, completed=done, total=total, description=label)
 
 
 def lines(pairs: Iterable[tuple[str, str]]) -> str:

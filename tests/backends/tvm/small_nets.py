@@ -163,9 +163,14 @@ def plan_of(
 ) -> Plan:
     """The plan of a network."""
     program = captured(module, *shapes, batch=batch)
+    return plan_of_program(program, batch, target or CpuTarget("x86-64-v4"))
+
+
+def plan_of_program(program: Program, batch: int, target: CpuTarget) -> Plan:
+    """The plan of a program."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "constants.bin"
-        tuner = Tuner(target or CpuTarget("x86-64-v4"))
+        tuner = Tuner(target)
         return lower(program, tuner, batch, path, lambda done, total, label: None)
 
 

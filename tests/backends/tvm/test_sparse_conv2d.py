@@ -1,5 +1,6 @@
 """Sparse convolutions and the layout they work in."""
 
+import ctypes
 import random
 from dataclasses import replace
 from itertools import pairwise
@@ -11,8 +12,10 @@ from convolutions import draw_geometry, padded, wide
 from harness import (
     ALL_STEPS,
     Array,
+    Guarded,
     KernelLibrary,
     apply_steps,
+    link_functions,
     random_array,
     sum_of_products,
     to_blocked,
@@ -21,7 +24,14 @@ from torch.nn import functional
 
 from shohin.backends.tvm.kernels.epilogue import Step
 from shohin.backends.tvm.kernels.geometry import Geometry
-from shohin.backends.tvm.kernels.planes import SLACK, FromPlanes, Planes, ToPlanes
+from shohin.backends.tvm.kernels.planes import (
+    Exchange,
+    FromPlanes,
+    Planes,
+    ToPlanes,
+    cut,
+    register_tiles,
+)
 from shohin.backends.tvm.kernels.sparse_conv2d import (
     SparseConv2d,
     SparseTile,
@@ -33,18 +43,36 @@ from shohin.backends.tvm.target import CpuTarget
 _RESIDUAL = Step("add", operand="full")
 
 
-def _to_planes(x: Array, planes: Planes, garbage: float = 0.0) -> Array:
-    """Images as planes, element by element; `garbage` is what lies in the slack."""
+def _to_planes(x: Array, planes: Planes, border: float | None = None) -> Array:
+    """Images as planes, pixel by pixel; `border` is what the frames hold instead of pixels."""
     batch, channels, height, width = x.shape
-    (down, right), pitch = planes.stride, planes.pitch
-    rows = planes.phase_size[0] + 2 * planes.border
-    result = np.zeros((batch, channels, planes.phases, rows, pitch), np.float32)
-    for row in range(height):
-        for column in range(width):
-            phase = row % down * right + column % right
-            place = (planes.border + row // down, column // right)
-            result[:, :, phase, place[0], place[1]] = x[:, :, row, column]
-    return np.concatenate([result.ravel(), np.full(SLACK, garbage, np.float32)])
+    (rows, columns), (down, right) = planes.framed, planes.stride
+    fill = 0.0 if border is None else border
+    result = np.full((batch, channels, planes.phases, rows, columns, 16), fill, np.float32)
+    own = range(planes.border, rows - planes.border), range(planes.border, columns - planes.border)
+    for phase, row, column, lane in np.ndindex(planes.phases, rows, columns, 16):
+        i = lane // planes.grid[1] * planes.tile[0] + row - planes.border
+        j = lane % planes.grid[1] * planes.tile[1] + column - planes.border
+        i, j = i * down + phase // right, j * right + phase % right
+        framed = row not in own[0] or column not in own[1]
+        if 0 <= i < height and 0 <= j < width and not (framed and border is not None):
+            result[:, :, phase, row, column, lane] = x[:, :, i, j]
+    return result.reshape(planes.shape(batch, channels))
+
+
+def _own_pixels(planes_array: Array, planes: Planes, channels: int) -> Array:
+    """The images that planes of one phase hold, their frames left out."""
+    b = planes.border
+    (rows, columns), (height, width) = planes.framed, planes.size
+    tiles = planes_array.reshape(-1, channels, rows, columns, *planes.grid)
+    tiles = tiles[:, :, b : rows - b, b : columns - b]
+    image = tiles.transpose(0, 1, 4, 2, 5, 3).reshape(
+        tiles.shape[0],
+        channels,
+        planes.grid[0] * planes.tile[0],
+        planes.grid[1] * planes.tile[1],
+    )
+    return np.ascontiguousarray(image[:, :, :height, :width])
 
 
 def _conv(
@@ -74,7 +102,7 @@ def _conv(
         border,
         round(density * weights),
         groups,
-        tile or SparseTile(2, 2),
+        tile or SparseTile(1, 1, 2),
         steps,
     )
 
@@ -83,6 +111,7 @@ def _draw(seed: int) -> SparseConv2d:
     choose = random.Random(seed)
     geometry = draw_geometry(choose)
     needed = needed_planes(geometry)
+    shape = choose.choice(sorted(register_tiles(needed.tile, 16)))
     return _conv(
         channels=choose.randint(1, 9),
         filters=choose.randint(1, 8),
@@ -95,20 +124,18 @@ def _draw(seed: int) -> SparseConv2d:
         density=choose.choice([0.0, 0.05, 0.3, 1.0]),
         groups=choose.randint(1, 3),
         border=choose.randint(0, 2),
-        tile=SparseTile(choose.randint(1, 8), choose.randint(1, 9)),
+        tile=SparseTile(*shape, choose.randint(1, 9)),
         steps=tuple(choose.sample(ALL_STEPS, choose.randint(0, 2))),
-        planes=replace(
-            needed,
-            border=needed.border + choose.randint(0, 2),
-            pitch=needed.pitch + choose.randint(0, 3),
-        ),
+        planes=replace(needed, border=needed.border + choose.randint(0, 2)),
     )
 
 
 _CASES = {
     "3x3": _conv(),
-    "one tile for all": _conv(tile=SparseTile(8, 16)),
-    "rows of many tiles": _conv(size=(3, 70), tile=SparseTile(3, 5)),
+    "all channels at once": _conv(tile=SparseTile(1, 1, 16)),
+    "several pixels together": _conv(size=(16, 24), tile=SparseTile(2, 6, 3)),
+    "a row together": _conv(size=(28, 28), tile=SparseTile(1, 7, 3)),
+    "large tiles": _conv(size=(56, 56), channels=3, filters=2, tile=SparseTile(1, 14, 3)),
     "no weights": _conv(density=0.0),
     "all weights": _conv(density=1.0),
     "no border": _conv(border=0),
@@ -117,9 +144,9 @@ _CASES = {
     "stride 2, 1x1": _conv(kernel=(1, 1), stride=(2, 2), padding=(0, 0, 0, 0)),
     "without padding": _conv(kernel=(5, 5), padding=(0, 0, 0, 0), size=(9, 12)),
     "residual": _conv(steps=(_RESIDUAL, Step("relu")), batch=2),
-    "groups of filters": _conv(filters=11, groups=4, tile=SparseTile(1, 5)),
+    "groups of filters": _conv(filters=11, groups=4, tile=SparseTile(1, 1, 5)),
     "more groups than filters": _conv(filters=2, groups=4),
-    "wide distances": _conv(channels=20, size=(60, 80), tile=SparseTile(8, 20)),
+    "wide distances": _conv(channels=30, size=(160, 180), tile=SparseTile(1, 1, 20)),
     **{f"step {s.kind} {s.operand}": _conv(size=(3, 9), steps=(s,)) for s in ALL_STEPS},
     **{f"random {seed}": _draw(seed) for seed in range(40)},
 }
@@ -168,22 +195,14 @@ def _check(library: KernelLibrary, kernel: SparseConv2d) -> None:
     )
     expected = apply_steps(kernel.steps, sums, [wide(array) for array in operands])
     lists = pack_lists(weight, kernel)
-    given = [_to_planes(x, kernel.source, np.nan)]
+    given = [_to_planes(x, kernel.source)]
     given += [lists[name] for name in ("value", "distance", "start", "group")]
     given += [bias]
     given += [
         _to_planes(array, kernel.result, np.nan) if array.ndim == 4 else array for array in operands
     ]
     found = library.run(kernel, given)
-    result, (height, width) = kernel.result, geometry.output_size
-    rows = height + 2 * kernel.border
-    planes = found[:-SLACK].reshape(kernel.batch, kernel.filters, rows, result.pitch)
-    inside = planes[:, :, kernel.border : kernel.border + height]
-    expected.check(np.ascontiguousarray(inside[..., :width]))
-    if kernel.border or result.pitch > width:
-        around = planes.copy()
-        around[:, :, kernel.border : kernel.border + height, :width] = 0.0
-        np.testing.assert_array_equal(around, 0.0)
+    expected.check(_own_pixels(found, kernel.result, kernel.filters))
 
 
 @pytest.mark.parametrize("name", _CASES)
@@ -194,7 +213,7 @@ def test_against_torch(library: KernelLibrary, name: str) -> None:
 @pytest.mark.parametrize("arch", ["x86-64-v2", "x86-64-v3"])
 def test_narrower_vectors(arch: str) -> None:
     target = CpuTarget(arch)
-    kernels = [_conv(tile=SparseTile(3, 4)), _conv(stride=(2, 2), size=(9, 11))]
+    kernels = [_conv(size=(16, 24), tile=SparseTile(2, 6, 4)), _conv(stride=(2, 2), size=(9, 11))]
     library = KernelLibrary(kernels, target)
     for kernel in kernels:
         _check(library, kernel)
@@ -223,12 +242,13 @@ def test_samples_have_the_kernels_shapes() -> None:
 
 
 _LAYOUTS = [
-    (2, 5, Planes((6, 9), 0, 9)),
-    (1, 20, Planes((6, 9), 1, 10)),
-    (1, 16, Planes((5, 33), 2, 36)),
-    (2, 3, Planes((7, 9), 1, 6, (2, 2))),
-    (1, 18, Planes((7, 10), 1, 5, (1, 3))),
-    (1, 33, Planes((1, 1), 0, 1)),
+    (2, 5, Planes((6, 9), (4, 4), 0, (2, 3))),
+    (1, 20, Planes((6, 9), (4, 4), 1, (2, 3))),
+    (1, 16, Planes((5, 33), (1, 16), 2, (5, 3))),
+    (2, 3, Planes((7, 9), (4, 4), 1, (1, 2), (2, 2))),
+    (1, 18, Planes((7, 10), (2, 8), 1, (4, 1), (1, 3))),
+    (1, 33, Planes((1, 1), (4, 4), 0, (1, 1))),
+    (1, 4, Planes((14, 14), (4, 4), 3, (4, 4))),
 ]
 
 
@@ -239,7 +259,7 @@ def test_to_planes(layout: tuple[int, int, Planes], source: str) -> None:
     kernel = ToPlanes(batch, channels, planes, source)  # type: ignore[arg-type]
     x = random_array(np.random.default_rng(1), batch, channels, *planes.size)
     found = KernelLibrary([kernel]).run(kernel, [to_blocked(x) if source == "blocked" else x])
-    np.testing.assert_array_equal(found[:-SLACK], _to_planes(x, planes)[:-SLACK])
+    np.testing.assert_array_equal(found, _to_planes(x, planes))
 
 
 @pytest.mark.parametrize("target", ["plain", "blocked"])
@@ -251,3 +271,31 @@ def test_from_planes(layout: tuple[int, int, Planes], target: str) -> None:
     found = KernelLibrary([kernel]).run(kernel, [_to_planes(x, planes, np.nan)])
     expected = to_blocked(x) if target == "blocked" else x
     np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("border", [1, 2, 3])
+@pytest.mark.parametrize("size", [(7, 7), (14, 14), (13, 13), (28, 20), (5, 33), (1, 40), (3, 2)])
+def test_borders_are_filled_from_the_neighbours(size: tuple[int, int], border: int) -> None:
+    grid, tile = cut(size)
+    planes = Planes(size, grid, border, tile)
+    kernel = Exchange(2, 3, planes)
+    x = random_array(np.random.default_rng(1), 2, 3, *size)
+    array = Guarded(kernel.parameters()[0].shape, "float32")
+    array.array[...] = _to_planes(x, planes, np.nan).reshape(array.array.shape)
+    function = link_functions({"exchange": kernel.build()}, CpuTarget()).exchange
+    function(ctypes.c_void_p(array.array.ctypes.data), 0, 2)
+    function(ctypes.c_void_p(array.array.ctypes.data), 2, kernel.extent)
+    array.check("planes")
+    expected = _to_planes(x, planes).reshape(array.array.shape)
+    np.testing.assert_array_equal(array.array, expected)
+
+
+@pytest.mark.parametrize(
+    "size", [(7, 7), (13, 13), (14, 14), (27, 27), (56, 56), (224, 224), (1, 8)]
+)
+def test_cuts_waste_little(size: tuple[int, int]) -> None:
+    grid, tile = cut(size)
+    assert grid[0] * grid[1] == 16
+    assert grid[0] * tile[0] >= size[0]
+    assert grid[1] * tile[1] >= size[1]
+    assert tile[0] * tile[1] * 16 <= max(1.35 * size[0] * size[1], 16)

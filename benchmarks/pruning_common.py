@@ -1,0 +1,48 @@
+"""What the parts of the pruning benchmark share: tables, and where results go."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Table:
+    """A table that can be printed and written as Markdown."""
+
+    def __init__(self, title: str, headings: Sequence[str]) -> None:
+        self.title = title
+        self.headings = tuple(headings)
+        self.rows: list[tuple[str, ...]] = []
+
+    def add(self, *cells: str) -> None:
+        """Append a row."""
+        self.rows.append(cells)
+
+    def show(self) -> None:
+        """Print it."""
+        table = RichTable(title=self.title)
+        for index, heading in enumerate(self.headings):
+            table.add_column(heading, justify="right" if index else "left")
+        for row in self.rows:
+            table.add_row(*row)
+        Console(width=150).print(table)
+
+    def markdown(self) -> str:
+        """It as Markdown."""
+        lines = [self.title, "", "| " + " | ".join(self.headings) + " |"]
+        lines.append("|---|" + "---:|" * (len(self.headings) - 1))
+        lines += ["| " + " | ".join(row) + " |" for row in self.rows]
+        return "\n".join(lines) + "\n"
+
+
+def save(name: str, rows: Sequence[Any], tables: Sequence[Table]) -> None:
+    """Print tables, and write them and the figures behind them to the results folder."""
+    for table in tables:
+        table.show()
+    (RESULTS / f"{name}.json").write_text(json.dumps(list(rows), indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text("\n".join(table.markdown() for table in tables))
