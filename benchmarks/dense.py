@@ -282,6 +282,7 @@ def main() -> None:
                 rows.append(row)
                 store.write_text(json.dumps({"limits": limits, "rows": rows}, indent=1) + "\n")
                 console.print(f"{name} batch {batch} threads {count}: {speed(row):.2f}x")
+    rows.sort(key=lambda row: (row["batch"], row["threads"]))
     console.print(_table(rows, limits))
     if arguments.layers:
         for row in (row for row in rows if row["model"] in names):

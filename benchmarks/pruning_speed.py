@@ -132,7 +132,7 @@ def _measure_network(
     program = shohin.capture(model, zoo.example_inputs(name, 2), name=name)
     program = shohin.optimize(program, "make-functional, drop-identity", drift=False).program
     weights = [w for w in weight_names(program) if w.endswith("weight")]
-    kept = ", ".join(f"'{w}': {d}" for w, d in zip(weights, densities, strict=True))
+    kept = ", ".join(f"{w}: {d}" for w, d in zip(weights, densities, strict=True))
     pruned = shohin.optimize(program, f"prune{{densities={{{kept}}}}}", drift=False).program
     target = f"cpu{{threads={threads}}}"
     ours = {"dense": shohin.compile(program, target), "pruned": shohin.compile(pruned, target)}

@@ -201,6 +201,8 @@ def place_concatenation(planner: Planner, op: Concatenation) -> None:
     if all(planner.is_joined(part, op.output) for part in op.parts):
         planner.define_blocked(op.output)
         return
+    if _joins_planes(planner, op):
+        return
     if _joins_blocks(planner, op):
         lengths = tuple(blocked_bytes(part) // 4 // part.shape[0] for part in op.parts)
         places = [planner.blocked(part) for part in op.parts]
@@ -212,6 +214,18 @@ def place_concatenation(planner: Planner, op: Concatenation) -> None:
     places = [planner.plain(part) for part in op.parts]
     kernel = Concat(outer, lengths, dtype_text(op.output.dtype))
     planner.call(kernel, [*places, planner.define_plain(op.output)], op.label)
+
+
+def _joins_planes(planner: Planner, op: Concatenation) -> bool:
+    """Join images that are planes along their channels; says whether they were."""
+    planes = planner.common_planes(op.parts) if op.axis == 1 else None
+    if planes is None:
+        return False
+    sizes = [math.prod(planes.shape(1, part.shape[1])) for part in op.parts]
+    places = [planner.planes(part, planes) for part in op.parts]
+    y = planner.define_planes(op.output, planes)
+    planner.call(Concat(op.output.shape[0], tuple(sizes)), [*places, y], op.label)
+    return True
 
 
 def _joins_blocks(planner: Planner, op: Concatenation) -> bool:

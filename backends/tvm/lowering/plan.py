@@ -1,7 +1,7 @@
 """Planning: a layout for every value, a kernel for every operation, a place for every array."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -13,7 +13,14 @@ from shohin.backends.tvm.kernels.epilogue import Step
 from shohin.backends.tvm.kernels.layout import Copy, ToBlocked, ToPlain
 from shohin.backends.tvm.kernels.planes import FromPlanes, Planes, Source, ToPlanes
 from shohin.backends.tvm.lowering.memory import ALIGNMENT, Buffer, ConstantFile, Placement
-from shohin.backends.tvm.lowering.operations import Array, Convolution, Operation, Operations, Value
+from shohin.backends.tvm.lowering.operations import (
+    Array,
+    Concatenation,
+    Convolution,
+    Operation,
+    Operations,
+    Value,
+)
 from shohin.backends.tvm.lowering.slices import Slice, find_slices
 from shohin.backends.tvm.processor import Processor
 from shohin.backends.tvm.tuning.tuner import Tuner
@@ -213,12 +220,19 @@ class Planner:
 
     def wanted_border(self, value: Value) -> int:
         """Width of the frame that those who will read an image as planes want around its tiles."""
-        windows = [
-            reader
-            for reader in self._readers.get(value, [])
-            if isinstance(reader, Convolution) and reader.sparse and reader.stride == (1, 1)
-        ]
-        return max((max(reader.padding) for reader in windows), default=0)
+        widths = [0]
+        for reader in self._readers.get(value, []):
+            if isinstance(reader, Convolution) and reader.sparse and reader.stride == (1, 1):
+                widths.append(max(reader.padding))
+            elif isinstance(reader, Concatenation) and reader.axis == 1:
+                widths.append(self.wanted_border(reader.output))
+        return max(widths)
+
+    def common_planes(self, values: Sequence[Value]) -> Planes | None:
+        """The planes that images all exist as, None where they do not or differ."""
+        found = {self._planes[value][0] for value in values if value in self._planes}
+        alike = len(found) == 1 and all(value in self._planes for value in values)
+        return found.pop() if alike else None
 
     def operand_border(self, operation: Operation) -> int:
         """The widest frame of the second operands of an operation's steps that are planes."""

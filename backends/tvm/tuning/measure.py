@@ -23,7 +23,9 @@ _BUDGET = 0.012
 _LEAST_ROUNDS = 5
 _MOST_ROUNDS = 100
 Sample = Mapping[int, Array]
-_SCRATCH = np.zeros(1 << 20, np.float32)
+_SECOND_LEVEL = 1 << 20
+_LAST_LEVEL = 1 << 24
+"""Floats that are more than a cache of that level holds."""
 
 
 def measure_kernels(
@@ -122,7 +124,8 @@ def _times(
         for place, numbers in sample.items():
             arrays[place][:] = numbers.reshape(-1)
         run = _runner(getattr(library, f"kernel_{index}"), arrays, ranged.extent)
-        times.append(_least(run, hopeless))
+        size = sum(array.nbytes for array in arrays)
+        times.append(_least(run, hopeless, size))
     return times
 
 
@@ -159,22 +162,24 @@ def _randomise(array: Any, generator: np.random.Generator) -> None:
         array[:] = generator.integers(0, 8, array.size)
 
 
-def _least(run: Callable[[], float], hopeless: float) -> float:
+def _least(run: Callable[[], float], hopeless: float, size: int) -> float:
     """Milliseconds of the fastest run.
 
-    Between runs the second level cache is filled with something else: in a network the weights of
-    a kernel have been pushed out by those of the others, and a tile that reads them more than once
-    from further away must not look as good as it does in a loop.
+    Between runs the caches are filled with something else: in a network the weights of a kernel
+    have been pushed out by those of the others, and a tile that reads them more than once from
+    further away must not look as good as it does in a loop.
+
+    Args:
+        run: runs once and gives seconds.
+        hopeless: milliseconds from which on the first run is the last.
+        size: bytes that a run touches; large ones come from memory, small ones from a large cache.
     """
     first = run() * 1e3
     if first >= hopeless:
         return first
+    filler = np.zeros(_LAST_LEVEL if size > 4 * _SECOND_LEVEL else _SECOND_LEVEL, np.float32)
     times: list[float] = []
     while len(times) < _LEAST_ROUNDS or (sum(times) < _BUDGET and len(times) < _MOST_ROUNDS):
-        _push_out()
+        np.add(filler, 1.0, out=filler)
         times.append(run())
     return min(times) * 1e3
-
-
-def _push_out() -> None:
-    np.add(_SCRATCH, 1.0, out=_SCRATCH)

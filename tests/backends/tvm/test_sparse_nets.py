@@ -109,9 +109,12 @@ def test_concatenations(batch: int) -> None:
         a=nn.Conv2d(5, 16, 1),
         b=nn.Conv2d(16, 32, 1),
         c=nn.Conv2d(16, 32, 3, padding=1),
-        d=nn.Conv2d(64, 7, 3),
+        d=nn.Conv2d(64, 7, 3, padding=1),
     )
-    _check(module, (5, 12, 12), batch=batch)
+    program = _check(module, (5, 12, 12), batch=batch)
+    kernels = _kernels(program, batch)
+    assert kernels.count("to_planes") == 1
+    assert kernels.count("concat") == 1
 
 
 @pytest.mark.usefixtures("always_sparse")
