@@ -33,6 +33,9 @@ Source = Literal["plain", "blocked"]
 
 _GRIDS = ((4, 4), (2, 8), (8, 2), (1, 16), (16, 1))
 
+_INEXACT = 1.04
+"""Images that tiles do not cover exactly cannot be pooled in planes."""
+
 _TOGETHER = 14
 """Pixels whose sums the registers of a large processor hold."""
 
@@ -107,17 +110,27 @@ def cut(size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         for rows in _slightly_more(ceil_div(size[0], grid[0]))
         for columns in _slightly_more(ceil_div(size[1], grid[1]))
     ]
-    return min(options, key=lambda option: _cost(option[1]))
+
+    def cost(option: tuple[tuple[int, int], tuple[int, int]]) -> float:
+        grid, tile = option
+        exact = all(g * t == s for g, t, s in zip(grid, tile, size, strict=True))
+        return _cost(tile) * (1.0 if exact else _INEXACT)
+
+    return min(options, key=cost)
 
 
 def _slightly_more(number: int) -> range:
     return range(number, number + 1 + number // 8)
 
 
-def _cost(tile: tuple[int, int]) -> tuple[float, int]:
-    """Cycles for all pixels: the more are in registers together, the less each weight costs."""
-    together = max(rows * columns for rows, columns in register_tiles(tile, _TOGETHER))
-    return tile[0] * tile[1] * (1 + 1.5 / together), tile[0] + tile[1]
+def _cost(tile: tuple[int, int]) -> float:
+    """Cycles for all pixels: the more are in registers together, the less each weight costs.
+
+    Borders cost a little too: what has long borders is read from further away.
+    """
+    shapes = register_tiles(tile, _TOGETHER)
+    together = max(rows * columns / (1 + 0.02 * (rows - 1)) for rows, columns in shapes)
+    return tile[0] * tile[1] * (1 + 1.5 / together) + 0.5 * (tile[0] + tile[1])
 
 
 def register_tiles(tile: tuple[int, int], most: int) -> set[tuple[int, int]]:
@@ -131,7 +144,7 @@ def register_tiles(tile: tuple[int, int], most: int) -> set[tuple[int, int]]:
         (rows, columns)
         for rows in _divisors(tile[0])
         for columns in _divisors(tile[1])
-        if rows * columns <= most and (rows == 1 or columns == tile[1])
+        if rows * columns <= most
     }
 
 
@@ -236,6 +249,99 @@ class Exchange(Kernel):
                 inside = down.inside[row] and across.inside[column]
                 source = (row + down.shift) * self.planes.grid[1] + column + across.shift
                 yield source if inside else LANES
+
+
+@dataclass(frozen=True)
+class PlanePool(Kernel):
+    """Maximum or average over windows side by side, inside of every tile. One item is one plane.
+
+    Attributes:
+        mode: maximum or average.
+        batch: images.
+        channels: channels.
+        source: where the input's pixels are, in one phase; its tiles are whole windows.
+        window: rows and columns of a window, which are also its steps.
+        border: width of the frame left around the result's tiles.
+    """
+
+    mode: Literal["max", "average"]
+    batch: int
+    channels: int
+    source: Planes
+    window: tuple[int, int]
+    border: int
+
+    @property
+    def family(self) -> str:
+        """``plane_pool``."""
+        return "plane_pool"
+
+    @property
+    def result(self) -> Planes:
+        """Where the output's pixels are: in tiles of the same grid."""
+        size = (self.source.size[0] // self.window[0], self.source.size[1] // self.window[1])
+        rows, columns = self.source.tile
+        tile = (rows // self.window[0], columns // self.window[1])
+        return Planes(size, self.source.grid, self.border, tile)
+
+    @property
+    def extent(self) -> int:
+        """Images times channels."""
+        return self.batch * self.channels
+
+    @property
+    def operations(self) -> int:
+        """Vectors read, counted as four operations each."""
+        return self.extent * math.prod(self.source.tile) * 4
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Planes, planes."""
+        return (
+            Parameter("x", (self.extent, self.source.plane, LANES)),
+            Parameter("y", (self.extent, self.result.plane, LANES)),
+        )
+
+    def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
+        """One plane, without its border."""
+        x, y = buffers
+        rows, columns = self.result.tile
+        down, across = self.window
+        with T.serial(0, rows) as row, T.serial(0, columns) as column:
+            taps = [(r, c) for r in range(down) for c in range(across)]
+            places = [self.source.at(row * down + r, column * across + c) for r, c in taps]
+            total = local(LANES)
+            store(total, [ramp(0)], x[item, places[0], ramp(0)])
+            for place in places[1:]:
+                value = x[item, place, ramp(0)]
+                store(total, [ramp(0)], self._combine(total[ramp(0)], value))
+            result = total[ramp(0)]
+            if self.mode == "average":
+                result = result * number(1.0 / len(taps))
+            store(y, [item, self.result.at(row, column), ramp(0)], result)
+
+    def _combine(self, held: Expr, value: Expr) -> Expr:
+        if self.mode == "average":
+            return held + value
+        # NaN is the largest of all, as in PyTorch, whichever side it is on.
+        return T.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.maximum", held, value)
+
+
+def pools_in_planes(source: Planes, window: tuple[int, int]) -> bool:
+    """Whether windows side by side divide an image and its tiles without a rest.
+
+    The result must be cut as an image of its size is, so that others can read it.
+    """
+    whole = all(
+        size % step == 0 and tile % step == 0 and size == tile * count
+        for size, tile, step, count in zip(
+            source.size, source.tile, window, source.grid, strict=True
+        )
+    )
+    if not whole or source.phases > 1:
+        return False
+    size = (source.size[0] // window[0], source.size[1] // window[1])
+    tile = (source.tile[0] // window[0], source.tile[1] // window[1])
+    return cut(size) == (source.grid, tile)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,9 @@ from shohin.backends.tvm.kernels.sparse_linear import even_groups
 
 Emit = Callable[[], None]
 
+_NEAR_CACHE = 24_000
+"""Bytes of pixels that stay in a first level cache of 32 KiB beside weights and sums."""
+
 
 @dataclass(frozen=True)
 class SparseTile:
@@ -122,7 +125,7 @@ class SparseConv2d(Kernel):
         """Tiles of the pixels that fit the registers, and larger and smaller chunks."""
         most = 16 if registers > 16 else max(1, registers - 2)
         shapes = register_tiles(self.source.tile, most)
-        chunks = sorted({min(self.channels, size) for size in (8, 16, 32, 64)})
+        chunks = sorted({min(self.channels, size) for size in (8, 12, 16, 32, 64)})
         options = [SparseTile(*shape, size) for shape in shapes for size in chunks]
         ordered = sorted(options, key=lambda tile: (self._cost(tile), repr(tile)))
         return tuple(replace(self, tile=tile) for tile in ordered)
@@ -132,14 +135,14 @@ class SparseConv2d(Kernel):
         rows, columns = self.source.tile
         tiles = rows // tile.rows * (columns // tile.columns)
         vectors = tile.rows * tile.columns
-        reach = [
-            t + k - 1 for t, k in zip((tile.rows, tile.columns), self.geometry.kernel, strict=True)
-        ]
-        window = tile.channels * reach[0] * reach[1] * self.source.phases * LANES * 4
-        missing = 1.0 if window <= 24_000 else 1.4
-        per_weight = max(vectors * 1.2, 4.0) * missing + 1.0
+        down, across = self.geometry.kernel
+        reach = (tile.rows + down - 1) * (tile.columns + across - 1)
+        window = tile.channels * reach * self.source.phases * LANES * 4
+        missing = 1.0 + 0.7 * min(1.0, max(0.0, window / _NEAR_CACHE - 1.0))
+        spread = 1.0 + 0.02 * (tile.rows - 1)
+        per_weight = max(vectors * missing * spread, 4.0) + 1.5
         passes = self.filters * ceil_div(self.channels, tile.channels)
-        return tiles * (self.nonzeros * per_weight + passes * (2.5 * vectors + 8.0))
+        return tiles * (self.nonzeros * per_weight + passes * (3.0 * vectors + 25.0))
 
     def tile_text(self) -> str:
         """Rows, columns, and channels of a chunk."""

@@ -10,6 +10,7 @@ from shohin.backends.tvm.kernels.conv_tiles import choose_tile
 from shohin.backends.tvm.kernels.depthwise import DepthwiseConv2d
 from shohin.backends.tvm.kernels.emit import LANES, blocks
 from shohin.backends.tvm.kernels.geometry import Geometry
+from shohin.backends.tvm.kernels.planes import PlanePool, pools_in_planes
 from shohin.backends.tvm.kernels.pool import GlobalAverage, Pool2d
 from shohin.backends.tvm.kernels.window import Concat, Window
 from shohin.backends.tvm.lowering.operations import (
@@ -170,7 +171,9 @@ def _place_depthwise(planner: Planner, op: Convolution) -> None:
 
 
 def place_pooling(planner: Planner, op: Pooling) -> None:
-    """Windows in blocked layout."""
+    """Windows in blocked layout, or in planes where the image is planes and they fit its tiles."""
+    if _pool_planes(planner, op):
+        return
     batch, channels, height, width = op.x.shape
     kernel = Pool2d(
         op.mode,
@@ -187,6 +190,22 @@ def place_pooling(planner: Planner, op: Pooling) -> None:
         planner.image_blocks(op.output),
     )
     planner.call(kernel, [planner.blocked(op.x), planner.define_blocked(op.output)], op.label)
+
+
+def _pool_planes(planner: Planner, op: Pooling) -> bool:
+    planes = planner.pooled_planes(op.x)
+    simple = op.kernel == op.stride and not any(op.padding) and op.dilation == (1, 1)
+    if planes is None or not simple or op.divisor or not planner.wants_planes(op.output):
+        return False
+    if not pools_in_planes(planes, op.kernel):
+        return False
+    batch, channels = op.x.shape[:2]
+    border = planner.wanted_border(op.output)
+    kernel = PlanePool(op.mode, batch, channels, planes, op.kernel, border)
+    arguments = [planner.planes(op.x, planes), planner.define_planes(op.output, kernel.result)]
+    planner.call(kernel, arguments, op.label)
+    planner.exchange(op.output, op.label)
+    return True
 
 
 def place_global_average(planner: Planner, op: GlobalAveragePooling) -> None:

@@ -11,7 +11,7 @@ from shohin.backends.tvm.kernels.emit import LANES, Kernel, ceil_div
 from shohin.backends.tvm.kernels.geometry import Geometry
 from shohin.backends.tvm.kernels.layout import Transpose
 from shohin.backends.tvm.kernels.matmul import MatMul
-from shohin.backends.tvm.kernels.planes import Exchange, FromPlanes, Planes, ToPlanes
+from shohin.backends.tvm.kernels.planes import FromPlanes, Planes, ToPlanes
 from shohin.backends.tvm.kernels.sparse_conv2d import (
     SparseConv2d,
     SparseTile,
@@ -96,9 +96,7 @@ def place_sparse_convolution(planner: Planner, op: Convolution, dense: Kernel) -
     ]
     macs = kernel.nonzeros * op.output.elements // op.output.shape[1]
     planner.call(kernel, arguments, op.label, macs)
-    if planner.wanted_border(op.output):
-        borders = Exchange(kernel.batch, kernel.filters, kernel.result)
-        planner.call(borders, arguments[-1:], f"{op.label}: borders")
+    planner.exchange(op.output, op.label)
     return True
 
 

@@ -11,7 +11,7 @@ import torch
 from shohin.backends.tvm.kernels.emit import LANES, Kernel, blocks
 from shohin.backends.tvm.kernels.epilogue import Step
 from shohin.backends.tvm.kernels.layout import Copy, ToBlocked, ToPlain
-from shohin.backends.tvm.kernels.planes import FromPlanes, Planes, Source, ToPlanes
+from shohin.backends.tvm.kernels.planes import Exchange, FromPlanes, Planes, Source, ToPlanes
 from shohin.backends.tvm.lowering.memory import ALIGNMENT, Buffer, ConstantFile, Placement
 from shohin.backends.tvm.lowering.operations import (
     Array,
@@ -227,6 +227,24 @@ class Planner:
             elif isinstance(reader, Concatenation) and reader.axis == 1:
                 widths.append(self.wanted_border(reader.output))
         return max(widths)
+
+    def wants_planes(self, value: Value) -> bool:
+        """Whether a convolution with a sparse weight reads the image."""
+        readers = self._readers.get(value, [])
+        return any(isinstance(reader, Convolution) and reader.sparse for reader in readers)
+
+    def pooled_planes(self, value: Value) -> Planes | None:
+        """The planes that an image exists as, where it has no other layout."""
+        if value not in self._planes or self.has_blocked(value) or self.has_plain(value):
+            return None
+        return self._planes[value][0]
+
+    def exchange(self, value: Value, label: str) -> None:
+        """Fill the borders of an image that was computed as planes, if somebody wants them."""
+        planes, place = self._planes[value]
+        if self.wanted_border(value):
+            kernel = Exchange(value.shape[0], value.shape[1], planes)
+            self.call(kernel, [place], f"{label}: borders")
 
     def common_planes(self, values: Sequence[Value]) -> Planes | None:
         """The planes that images all exist as, None where they do not or differ."""

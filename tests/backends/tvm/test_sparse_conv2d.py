@@ -27,9 +27,11 @@ from shohin.backends.tvm.kernels.geometry import Geometry
 from shohin.backends.tvm.kernels.planes import (
     Exchange,
     FromPlanes,
+    PlanePool,
     Planes,
     ToPlanes,
     cut,
+    pools_in_planes,
     register_tiles,
 )
 from shohin.backends.tvm.kernels.sparse_conv2d import (
@@ -299,3 +301,24 @@ def test_cuts_waste_little(size: tuple[int, int]) -> None:
     assert grid[0] * tile[0] >= size[0]
     assert grid[1] * tile[1] >= size[1]
     assert tile[0] * tile[1] * 16 <= max(1.35 * size[0] * size[1], 16)
+
+
+@pytest.mark.parametrize("mode", ["max", "average"])
+@pytest.mark.parametrize(("size", "window"), [((56, 56), (2, 2)), ((48, 32), (2, 2))])
+def test_pools_inside_of_tiles(size: tuple[int, int], window: tuple[int, int], mode: str) -> None:
+    grid, tile = cut(size)
+    planes = Planes(size, grid, 1, tile)
+    assert pools_in_planes(planes, window)
+    kernel = PlanePool(mode, 2, 3, planes, window, 1)  # type: ignore[arg-type]
+    x = random_array(np.random.default_rng(1), 2, 3, *size)
+    found = KernelLibrary([kernel]).run(kernel, [_to_planes(x, planes, np.nan)])
+    image = torch.from_numpy(x)
+    pool = functional.max_pool2d if mode == "max" else functional.avg_pool2d
+    expected = pool(image, window).numpy()
+    np.testing.assert_allclose(_own_pixels(found, kernel.result, 3), expected, rtol=1e-6)
+
+
+def test_uneven_tiles_are_not_pooled_in_planes() -> None:
+    for size in [(28, 28), (14, 14), (13, 13), (27, 30)]:
+        grid, tile = cut(size)
+        assert not pools_in_planes(Planes(size, grid, 0, tile), (2, 2))

@@ -96,6 +96,27 @@ def test_pools_strides_and_heads(batch: int) -> None:
     _check(module, (3, 20, 18), batch=batch)
 
 
+def _stages(s: Any, x: Tensor) -> Tensor:
+    x = functional.max_pool2d(functional.relu(s.a(x)), 2)
+    x = functional.avg_pool2d(functional.relu(s.b(x)), 2)
+    return s.c(x)
+
+
+@pytest.mark.usefixtures("always_sparse")
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pools_between_planes(batch: int) -> None:
+    module = net(
+        _stages,
+        a=nn.Conv2d(3, 8, 3, padding=1),
+        b=nn.Conv2d(8, 12, 3, padding=1),
+        c=nn.Conv2d(12, 7, 3, padding=1),
+    )
+    program = _check(module, (3, 64, 64), batch=batch)
+    kernels = _kernels(program, batch)
+    assert kernels.count("plane_pool") == 2
+    assert kernels.count("to_planes") == 1
+
+
 def _fire(s: Any, x: Tensor) -> Tensor:
     x = functional.relu(s.a(x))
     return s.d(torch.cat([functional.relu(s.b(x)), functional.relu(s.c(x))], 1))
