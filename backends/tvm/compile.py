@@ -15,9 +15,9 @@ from shohin.backends.tvm.binary import Binary, Build
 from shohin.backends.tvm.csource import CONSTANTS_FILE, SourceNames, supports_dtype, write_source
 from shohin.backends.tvm.kernels.emit import Kernel
 from shohin.backends.tvm.link import Parts, link
+from shohin.backends.tvm.lowering.calls import KernelCall, Plan
 from shohin.backends.tvm.lowering.lower import lower
 from shohin.backends.tvm.lowering.operations import Value
-from shohin.backends.tvm.lowering.plan import KernelCall, Plan
 from shohin.backends.tvm.manifest import manifest_of
 from shohin.backends.tvm.objects import emit_object
 from shohin.backends.tvm.processor import Processor

@@ -3,9 +3,10 @@
 import json
 from dataclasses import dataclass
 
+from shohin.backends.tvm.lowering.calls import KernelCall, Plan
 from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import Value
-from shohin.backends.tvm.lowering.plan import KernelCall, Plan, dtype_text
+from shohin.backends.tvm.lowering.values import dtype_text
 from shohin.ir.encodings import Json
 
 CONSTANTS_FILE = "constants.bin"

@@ -29,8 +29,8 @@ from shohin.backends.tvm.kernels.emit import (
 )
 from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
 from shohin.backends.tvm.kernels.geometry import Geometry
+from shohin.backends.tvm.kernels.groups import even_groups
 from shohin.backends.tvm.kernels.planes import Planes, cut, register_tiles
-from shohin.backends.tvm.kernels.sparse_linear import even_groups
 
 Emit = Callable[[], None]
 

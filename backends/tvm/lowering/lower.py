@@ -7,10 +7,11 @@ from shohin.backends.tvm.lowering import operations as ops
 from shohin.backends.tvm.lowering import place_images as pi
 from shohin.backends.tvm.lowering import place_matrices as pm
 from shohin.backends.tvm.lowering import place_regions as pr
+from shohin.backends.tvm.lowering.calls import Plan
 from shohin.backends.tvm.lowering.fuse import fuse
 from shohin.backends.tvm.lowering.memory import ConstantFile, plan_arena
 from shohin.backends.tvm.lowering.operations import Operation, Operations, Region
-from shohin.backends.tvm.lowering.plan import Placer, Plan, Planner
+from shohin.backends.tvm.lowering.plan import Placer, Planner
 from shohin.backends.tvm.lowering.select import Selector
 from shohin.backends.tvm.tuning.tuner import Progress, Tuner
 from shohin.ir.program import Program

@@ -10,7 +10,7 @@ from shohin.backends.tvm.kernels.conv_tiles import choose_tile
 from shohin.backends.tvm.kernels.depthwise import DepthwiseConv2d
 from shohin.backends.tvm.kernels.emit import LANES, blocks
 from shohin.backends.tvm.kernels.geometry import Geometry
-from shohin.backends.tvm.kernels.planes import PlanePool, pools_in_planes
+from shohin.backends.tvm.kernels.plane_pool import PlanePool, pools_in_planes
 from shohin.backends.tvm.kernels.pool import GlobalAverage, Pool2d
 from shohin.backends.tvm.kernels.window import Concat, Window
 from shohin.backends.tvm.lowering.operations import (
@@ -22,8 +22,8 @@ from shohin.backends.tvm.lowering.operations import (
     WindowCopy,
 )
 from shohin.backends.tvm.lowering.place_sparse import place_sparse_convolution
-from shohin.backends.tvm.lowering.plan import (
-    Planner,
+from shohin.backends.tvm.lowering.plan import Planner
+from shohin.backends.tvm.lowering.values import (
     blocked_bytes,
     dtype_text,
     kernel_steps,

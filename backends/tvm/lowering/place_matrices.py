@@ -21,13 +21,8 @@ from shohin.backends.tvm.lowering.operations import (
     View,
 )
 from shohin.backends.tvm.lowering.place_sparse import place_sparse_linear
-from shohin.backends.tvm.lowering.plan import (
-    Planner,
-    blocked_bytes,
-    kernel_steps,
-    numpy_of,
-    padded,
-)
+from shohin.backends.tvm.lowering.plan import Planner
+from shohin.backends.tvm.lowering.values import blocked_bytes, kernel_steps, numpy_of, padded
 
 
 def place_linear(planner: Planner, op: Linear) -> None:

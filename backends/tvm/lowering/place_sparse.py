@@ -6,30 +6,26 @@ from typing import cast
 
 import numpy as np
 
+from shohin.backends.tvm.kernels.block_linear import BlockSparseLinear, block_entries, pack_blocks
 from shohin.backends.tvm.kernels.conv2d import Conv2d
 from shohin.backends.tvm.kernels.emit import LANES, Kernel, ceil_div
 from shohin.backends.tvm.kernels.geometry import Geometry
+from shohin.backends.tvm.kernels.groups import GROUP_WEIGHTS
 from shohin.backends.tvm.kernels.layout import Transpose
 from shohin.backends.tvm.kernels.matmul import MatMul
-from shohin.backends.tvm.kernels.planes import FromPlanes, Planes, ToPlanes
+from shohin.backends.tvm.kernels.plane_layout import FromPlanes, ToPlanes
+from shohin.backends.tvm.kernels.planes import Planes
 from shohin.backends.tvm.kernels.sparse_conv2d import (
     SparseConv2d,
     SparseTile,
     needed_planes,
     pack_lists,
 )
-from shohin.backends.tvm.kernels.sparse_linear import (
-    GROUP_WEIGHTS,
-    BlockSparseLinear,
-    SparseLinear,
-    block_entries,
-    list_entries,
-    pack_blocks,
-    pack_rows,
-)
+from shohin.backends.tvm.kernels.sparse_linear import SparseLinear, list_entries, pack_rows
 from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import Array, Convolution, Linear
-from shohin.backends.tvm.lowering.plan import Planner, kernel_steps, numpy_of, padded
+from shohin.backends.tvm.lowering.plan import Planner
+from shohin.backends.tvm.lowering.values import kernel_steps, numpy_of, padded
 
 _SPARSE_COST = 2.4
 """How many times as long as in a dense kernel an operation takes in a sparse one, unmeasured."""

@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
-import numpy as np
-import torch
-
 from shohin.backends.tvm.kernels.emit import LANES, Kernel, blocks
-from shohin.backends.tvm.kernels.epilogue import Step
+from shohin.backends.tvm.kernels.exchange import Exchange
 from shohin.backends.tvm.kernels.layout import Copy, ToBlocked, ToPlain
-from shohin.backends.tvm.kernels.planes import Exchange, FromPlanes, Planes, Source, ToPlanes
+from shohin.backends.tvm.kernels.plane_layout import FromPlanes, Source, ToPlanes
+from shohin.backends.tvm.kernels.planes import Planes
+from shohin.backends.tvm.lowering.calls import KernelCall
 from shohin.backends.tvm.lowering.memory import ALIGNMENT, Buffer, ConstantFile, Placement
 from shohin.backends.tvm.lowering.operations import (
     Array,
@@ -22,6 +21,13 @@ from shohin.backends.tvm.lowering.operations import (
     Value,
 )
 from shohin.backends.tvm.lowering.slices import Slice, find_slices
+from shohin.backends.tvm.lowering.values import (
+    blocked_bytes,
+    constant_numbers,
+    dtype_text,
+    numpy_of,
+    padded,
+)
 from shohin.backends.tvm.processor import Processor
 from shohin.backends.tvm.tuning.tuner import Tuner
 
@@ -29,50 +35,6 @@ KernelType = TypeVar("KernelType", bound=Kernel)
 
 WORTH_SPLITTING = 16_000
 """Operations from which on a second thread saves more than the barrier costs."""
-
-
-@dataclass(frozen=True)
-class KernelCall:
-    """One step of a binary.
-
-    Attributes:
-        kernel: a template instance, or the TIR function of a region.
-        arguments: arrays in the order of the kernel's parameters.
-        extent: work items.
-        max_parts: most threads that may share the items.
-        label: text for profiles.
-        operations: scalar operations, roughly.
-        macs: multiply-accumulates that the model asks for, padding left out.
-        note: why it is this kernel, where there was a choice.
-    """
-
-    kernel: Any
-    arguments: tuple[Placement, ...]
-    extent: int
-    max_parts: int
-    label: str
-    operations: int
-    macs: int = 0
-    note: str = ""
-
-
-@dataclass
-class Plan:
-    """Everything that a binary does, in order, and where its arrays are.
-
-    Attributes:
-        calls: the kernel calls in order.
-        inputs: the program's inputs.
-        outputs: the program's outputs.
-        arena_bytes: size of the arena.
-        constants: the file of constants.
-    """
-
-    calls: list[KernelCall]
-    inputs: list[Value]
-    outputs: list[Value]
-    arena_bytes: int
-    constants: ConstantFile
 
 
 Placer = Callable[["Planner", Any], None]
@@ -390,7 +352,7 @@ class Planner:
         return places
 
     def _channel_numbers(self, operand: Value, width: int) -> Placement:
-        return self.constant(lambda: padded(_numbers(operand), width))
+        return self.constant(lambda: padded(constant_numbers(operand), width))
 
     def _place_output(self, index: int, value: Value) -> None:
         """Let the last kernel write to the caller's memory, or copy there."""
@@ -402,38 +364,3 @@ class Planner:
         y = Placement(Buffer("output", value.bytes, index))
         kernel = Copy(value.elements, 0, value.elements, dtype_text(value.dtype))
         self.call(kernel, [place, y], f"{value.name}: copy to output")
-
-
-def blocked_bytes(value: Value) -> int:
-    """Size of an image in blocked layout."""
-    batch, channels, height, width = value.shape
-    return batch * blocks(channels) * LANES * height * width * value.dtype.itemsize
-
-
-def padded(numbers: Array, width: int) -> Array:
-    """A vector with zeros behind it."""
-    result: Array = np.zeros(width, dtype=numbers.dtype)
-    result[: numbers.size] = numbers.reshape(-1)
-    return result
-
-
-def numpy_of(tensor: torch.Tensor) -> Array:
-    """A tensor's numbers; bool and integer types keep their width."""
-    array: Array = tensor.detach().contiguous().numpy()
-    return array
-
-
-def _numbers(value: Value) -> Array:
-    if value.constant is None:
-        raise ValueError(f"{value.name} is not a constant")
-    return numpy_of(value.constant)
-
-
-def dtype_text(dtype: torch.dtype) -> str:
-    """TVM's name of an element type."""
-    return str(dtype).removeprefix("torch.")
-
-
-def kernel_steps(operation: Operation) -> tuple[Step, ...]:
-    """The steps of an operation as kernels take them."""
-    return tuple(step.step for step in operation.steps)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from shohin.backends.tvm.compile import compile_program
+from shohin.backends.tvm.lowering.calls import Plan
 from shohin.backends.tvm.lowering.lower import HANDLERS, lower, select
 from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import Operation, Operations
-from shohin.backends.tvm.lowering.plan import Plan
 from shohin.backends.tvm.lowering.select import Selector
 from shohin.backends.tvm.target import CpuTarget
 from shohin.backends.tvm.tuning.tuner import Tuner

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from shohin.backends.tvm.csource import SourceNames, supports_dtype, write_source
 from shohin.backends.tvm.link import RUNTIME
+from shohin.backends.tvm.lowering.calls import Plan
 from shohin.backends.tvm.lowering.operations import Value
-from shohin.backends.tvm.lowering.plan import Plan
 
 
 def _plan() -> Plan:

@@ -23,17 +23,11 @@ from harness import (
 from torch.nn import functional
 
 from shohin.backends.tvm.kernels.epilogue import Step
+from shohin.backends.tvm.kernels.exchange import Exchange
 from shohin.backends.tvm.kernels.geometry import Geometry
-from shohin.backends.tvm.kernels.planes import (
-    Exchange,
-    FromPlanes,
-    PlanePool,
-    Planes,
-    ToPlanes,
-    cut,
-    pools_in_planes,
-    register_tiles,
-)
+from shohin.backends.tvm.kernels.plane_layout import FromPlanes, ToPlanes
+from shohin.backends.tvm.kernels.plane_pool import PlanePool, pools_in_planes
+from shohin.backends.tvm.kernels.planes import Planes, cut, register_tiles
 from shohin.backends.tvm.kernels.sparse_conv2d import (
     SparseConv2d,
     SparseTile,

@@ -8,16 +8,10 @@ import pytest
 import torch
 from harness import ALL_STEPS, Array, KernelLibrary, apply_steps, random_array, sum_of_products
 
+from shohin.backends.tvm.kernels.block_linear import BlockSparseLinear, block_entries, pack_blocks
 from shohin.backends.tvm.kernels.epilogue import Step
-from shohin.backends.tvm.kernels.sparse_linear import (
-    BlockSparseLinear,
-    SparseLinear,
-    block_entries,
-    even_groups,
-    list_entries,
-    pack_blocks,
-    pack_rows,
-)
+from shohin.backends.tvm.kernels.groups import even_groups
+from shohin.backends.tvm.kernels.sparse_linear import SparseLinear, list_entries, pack_rows
 from shohin.backends.tvm.target import CpuTarget
 
 Case = tuple[SparseLinear | BlockSparseLinear, Array]

@@ -1,0 +1,44 @@
+"""Values of the plan as kernels take them: sizes, numbers, types, steps."""
+
+import numpy as np
+import torch
+
+from shohin.backends.tvm.kernels.emit import LANES, blocks
+from shohin.backends.tvm.kernels.epilogue import Step
+from shohin.backends.tvm.lowering.operations import Array, Operation, Value
+
+
+def blocked_bytes(value: Value) -> int:
+    """Size of an image in blocked layout."""
+    batch, channels, height, width = value.shape
+    return batch * blocks(channels) * LANES * height * width * value.dtype.itemsize
+
+
+def padded(numbers: Array, width: int) -> Array:
+    """A vector with zeros behind it."""
+    result: Array = np.zeros(width, dtype=numbers.dtype)
+    result[: numbers.size] = numbers.reshape(-1)
+    return result
+
+
+def numpy_of(tensor: torch.Tensor) -> Array:
+    """A tensor's numbers; bool and integer types keep their width."""
+    array: Array = tensor.detach().contiguous().numpy()
+    return array
+
+
+def constant_numbers(value: Value) -> Array:
+    """The numbers of a constant value."""
+    if value.constant is None:
+        raise ValueError(f"{value.name} is not a constant")
+    return numpy_of(value.constant)
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    """TVM's name of an element type."""
+    return str(dtype).removeprefix("torch.")
+
+
+def kernel_steps(operation: Operation) -> tuple[Step, ...]:
+    """The steps of an operation as kernels take them."""
+    return tuple(step.step for step in operation.steps)
