@@ -1,6 +1,5 @@
 """Speed of pruned layers and networks; masks are random here, so only time means anything."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -168,8 +167,3 @@ def _steps(binary: Any, arrays: Sequence[Any]) -> list[Mapping[str, Any]]:
         {"label": label, "kernel": info.kernel, "ms": round(ms, 5), "choice": info.note}
         for (label, ms), info in zip(steps, binary.info.steps, strict=True)
     ]
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """The geometric mean."""
-    return math.exp(sum(math.log(value) for value in values) / len(values))
