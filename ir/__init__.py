@@ -47,6 +47,7 @@ from shohin.ir.program import (
 )
 from shohin.ir.serialise import Header, content_hash, load_program, read_header, save_program
 from shohin.ir.shapes import NodeType, TensorType, infer_shapes, symbolic_shapes, tensor_types
+from shohin.ir.training import trainable
 from shohin.ir.verifier import RULES, Fault, Rule, verify
 
 __all__ = [
@@ -101,6 +102,7 @@ __all__ = [
     "tensor_types",
     "to_networkx",
     "topological_generations",
+    "trainable",
     "verify",
     "weight_names",
 ]

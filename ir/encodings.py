@@ -30,6 +30,9 @@ from shohin.ir.gaps import (
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
+_PIECE = 1 << 22
+"""Elements of a tensor that are compared together, so that no copy of it is made."""
+
 
 class Encoding(ABC):
     """How one weight is stored. Immutable.
@@ -54,6 +57,10 @@ class Encoding(ABC):
     @abstractmethod
     def materialise(self) -> Tensor:
         """The dense tensor, bit for bit the one in the program's module."""
+
+    def is_stored_form_of(self, tensor: Tensor) -> bool:
+        """Whether `materialise` gives a tensor bit for bit."""
+        return same_bits(self.materialise(), tensor)
 
     @abstractmethod
     def stored_bytes(self) -> int:
@@ -178,7 +185,7 @@ class Sparse(Encoding):
     gap_bits: int = 8
 
     def __post_init__(self) -> None:
-        kept = int(self.mask.sum())
+        kept = int(torch.count_nonzero(self.mask))
         if self.mask.dtype != torch.bool:
             raise SpecError("sparse mask", f"expected bool, got {self.mask.dtype}")
         if self.values.shape != (kept,):
@@ -196,7 +203,7 @@ class Sparse(Encoding):
             gap_bits: width of a stored gap; None for the width that needs the fewest bits.
         """
         width = best_gap_bits(mask) if gap_bits is None else gap_bits
-        return cls(mask, Dense(weight.detach()[mask].clone()), width)
+        return cls(mask, Dense(weight.detach()[mask]), width)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -218,6 +225,25 @@ class Sparse(Encoding):
         dense = torch.zeros(self.shape, dtype=self.dtype)
         dense[self.mask] = self.values.materialise()
         return dense
+
+    def is_stored_form_of(self, tensor: Tensor) -> bool:
+        """Whether `materialise` gives a tensor bit for bit; found without making it."""
+        if tensor.shape != self.mask.shape or tensor.dtype != self.dtype:
+            return False
+        flat, values = tensor.detach().reshape(-1), self.values.materialise()
+        start = 0
+        masks = torch.split(self.mask.reshape(-1), _PIECE)
+        for piece, mask in zip(torch.split(flat, _PIECE), masks, strict=True):
+            end = start + int(torch.count_nonzero(mask))
+            dense = torch.zeros_like(piece).masked_scatter_(mask, values[start:end])
+            if not same_bits(dense, piece):
+                return False
+            start = end
+        return True
+
+    def nonzeros(self) -> int:
+        """Number of kept elements that are not zero."""
+        return self.values.nonzeros()
 
     def codes(self) -> int:
         """Number of stored gaps, fillers included."""

@@ -18,7 +18,10 @@ MOST_BITS = 16
 def gaps_of(mask: Tensor) -> NDArray[np.int64]:
     """Zeros before each non-zero of a bool tensor, in row-major order."""
     kept = np.flatnonzero(mask.reshape(-1).numpy())
-    return np.diff(kept, prepend=-1) - 1
+    gaps = kept.copy()
+    gaps[1:] -= kept[:-1]
+    gaps[1:] -= 1
+    return gaps
 
 
 def count_codes(gaps: NDArray[np.int64], bits: int) -> int:

@@ -9,7 +9,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 
 from shohin.errors import VerifyError
 from shohin.ir.annotations import ActivationFormat, annotation
-from shohin.ir.encodings import Dense, Encoding, same_bits
+from shohin.ir.encodings import Dense, Encoding
 from shohin.ir.functional import is_in_place
 from shohin.ir.printer import format_node
 from shohin.ir.program import Fact, Program, Stage, is_tensor_name, tensor_of
@@ -164,7 +164,7 @@ def _check_encodings(program: Program) -> Iterator[Fault]:
         encoded = TensorType(encoding.shape, encoding.dtype).describe()
         if kind != encoded:
             yield Fault(where, f"{kind} as in the module", encoded)
-        elif not same_bits(encoding.materialise(), tensor):
+        elif not encoding.is_stored_form_of(tensor):
             found = _difference(encoding, tensor)
             yield Fault(where, "the module's tensor bit for bit", found, hint=_SAME_BITS_HINT)
 

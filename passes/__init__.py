@@ -20,6 +20,7 @@ from shohin.passes.patterns import (
 from shohin.passes.pipeline import format_pass, format_pipeline, parse_pipeline
 from shohin.passes.registry import PassDescription, describe, pass_class, pass_names
 from shohin.passes.remarks import NodeCost, Outcome, Reason, Remark
+from shohin.passes.trainer import Trainer
 
 __all__ = [
     "AnalysisCache",
@@ -42,6 +43,7 @@ __all__ = [
     "Rewriter",
     "Rule",
     "Train",
+    "Trainer",
     "accuracy_check",
     "apply_rules",
     "argument",

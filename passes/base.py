@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 
 from shohin.errors import SpecError
 from shohin.ir.annotations import Origin, annotation
+from shohin.ir.encodings import Json
 from shohin.ir.program import Fact, Program
 from shohin.passes.analysis import AnalysisCache
 from shohin.passes.remarks import NodeCost, Outcome, Remark
@@ -29,6 +30,7 @@ from shohin.passes.remarks import NodeCost, Outcome, Remark
 Batch: TypeAlias = tuple[Tensor, ...]
 Evaluate: TypeAlias = Callable[[nn.Module], float]
 Train: TypeAlias = Callable[[nn.Module], None]
+Measure: TypeAlias = Callable[[Program, str], float]
 Progress: TypeAlias = Callable[[int, int, str], None]
 SiteFilter: TypeAlias = Callable[[str], bool]
 
@@ -52,6 +54,9 @@ class Context:
         progress: called as ``progress(done, total, label)`` during long work.
         pass_name: the pass that runs now; remarks are attributed to it.
         site_filter: says by name which sites may be changed; None allows all.
+        measure: milliseconds that a program takes at batch 1 once it is compiled for a target,
+            given as text, or None.
+        resume: whether to go on from what an interrupted run left in `workdir`.
     """
 
     calibration: Iterable[Batch] = ()
@@ -64,6 +69,8 @@ class Context:
     progress: Progress = _no_progress
     pass_name: str = ""
     site_filter: SiteFilter | None = None
+    measure: Measure | None = None
+    resume: bool = False
 
     def allows(self, site: str) -> bool:
         """Whether the pass may change a site, a node or a weight given by name."""
@@ -92,6 +99,18 @@ class Context:
     def skipped(self, node: fx.Node, reason: str, detail: str = "") -> None:
         """Remark that a node was looked at and left as it is, with a `Reason` code."""
         self._remark(node, Outcome.SKIPPED, reason, detail, None, None)
+
+    def noted(self, code: str, detail: str, **figures: Json) -> None:
+        """Remark on the program as a whole, e.g. on its accuracy after a round of training.
+
+        Args:
+            code: short code of what it is about.
+            detail: one sentence for people.
+            figures: further figures, by name.
+        """
+        self.remarks.append(
+            Remark(self.pass_name, "", "", Outcome.NOTED, code, detail, extra=figures)
+        )
 
     def _remark(
         self,
@@ -155,6 +174,13 @@ class Pass(ABC):
         Raises:
             SpecError: naming the option in its `where`, so that the text at fault can be shown;
                 `invalid_option` makes one.
+        """
+
+    def check_context(self, context: Context) -> None:  # noqa: B027 - most passes need nothing
+        """Check that the context has what the pass needs; called before a pipeline runs.
+
+        Raises:
+            SpecError: naming the option that asks for it, and how to give it.
         """
 
     def invalid_option(self, option: str, expected: str) -> SpecError:

@@ -12,7 +12,12 @@ from shohin.errors import PassError
 from shohin.ir.encodings import Dense, Encoding, Sparse
 from shohin.ir.program import Fact, Program, readers, tensor_of
 from shohin.passes.analyses.cost import cost
-from shohin.passes.analyses.operators import WeightedOperation, weighted_operation
+from shohin.passes.analyses.normalisation import Affine, affine_of
+from shohin.passes.analyses.operators import (
+    WeightedOperation,
+    pads_with_zeros,
+    weighted_operation,
+)
 from shohin.passes.analyses.shapes import shapes
 from shohin.passes.base import Context, Pass, PassResult
 from shohin.passes.patterns import (
@@ -32,39 +37,6 @@ from shohin.passes.remarks import NodeCost, Reason
 _aten = torch.ops.aten
 _PLAIN = _aten.batch_norm.default
 _TUPLE = _aten._native_batch_norm_legit_no_training.default
-
-
-@dataclass(frozen=True, eq=False)
-class _Affine:
-    """A batch normalisation as ``x * scale + shift`` per channel, in float64."""
-
-    scale: Tensor
-    shift: Tensor
-
-
-def _affine(node: fx.Node) -> _Affine | NoMatch:
-    """What a batch normalisation in inference mode does to each channel."""
-    if argument(node, "training", False):
-        return NoMatch(Reason.TRAINING_MODE, "it normalises by the statistics of its batch")
-    mean, variance = (_vector(node, name) for name in ("running_mean", "running_var"))
-    if mean is None or variance is None:
-        return NoMatch(Reason.NOT_CONSTANT, "its statistics are not weights of the program")
-    learned = [_vector(node, name) for name in ("weight", "bias")]
-    given = [argument(node, name) is not None for name in ("weight", "bias")]
-    if any(wanted and found is None for wanted, found in zip(given, learned, strict=True)):
-        return NoMatch(Reason.NOT_CONSTANT, "its scale or shift is not a weight of the program")
-    gain = torch.ones_like(variance) if learned[0] is None else learned[0]
-    offset = torch.zeros_like(mean) if learned[1] is None else learned[1]
-    scale = gain / torch.sqrt(variance + float(argument(node, "eps")))
-    shift = offset - mean * scale
-    if not bool(torch.isfinite(scale).all() and torch.isfinite(shift).all()):
-        return NoMatch(Reason.NOT_FINITE, "its scale or shift is NaN or infinite")
-    return _Affine(scale, shift)
-
-
-def _vector(node: fx.Node, name: str) -> Tensor | None:
-    found = constant_weight(argument(node, name))
-    return None if found is None else found.double()
 
 
 def _result(node: fx.Node) -> fx.Node | None:
@@ -100,17 +72,6 @@ def _response(operation: WeightedOperation, weight: Tensor, shift: Tensor) -> Te
     return _per_group(operation, shifted).sum((inputs, 3)).flatten()
 
 
-def _pads(operation: WeightedOperation) -> bool:
-    """Whether zeros beside its input reach the results of a convolution."""
-    if operation.transposed:
-        return True
-    padding = argument(operation.node, "padding", ())
-    if padding == "same":
-        weight = constant_weight(operation.weight)
-        return weight is None or math.prod(weight.shape[2:]) > 1
-    return padding != "valid" and any(width != 0 for width in padding)
-
-
 class _FoldRule(Rule):
     """Fold a batch normalisation into the operation before it, or else into the one after it."""
 
@@ -124,7 +85,7 @@ class _FoldRule(Rule):
         self.encodings: dict[str, Encoding] = dict(program.encodings)
 
     def match(self, node: fx.Node) -> Match | NoMatch:
-        affine = _affine(node)
+        affine = affine_of(node)
         if isinstance(affine, NoMatch):
             return affine
         result = _result(node)
@@ -137,7 +98,7 @@ class _FoldRule(Rule):
         informative = before.reason != Reason.NOT_APPLICABLE
         return before if informative and isinstance(after, NoMatch) else after
 
-    def _match_before(self, node: fx.Node, result: fx.Node, affine: _Affine) -> Match | NoMatch:
+    def _match_before(self, node: fx.Node, result: fx.Node, affine: Affine) -> Match | NoMatch:
         source = argument(node, "input")
         operation = weighted_operation(source)
         if operation is None:
@@ -148,7 +109,7 @@ class _FoldRule(Rule):
         match = Match(node, {"result": result, "data": operation.data}, values)
         return self._obstacle(node, operation) or match
 
-    def _match_after(self, node: fx.Node, result: fx.Node, affine: _Affine) -> Match | NoMatch:
+    def _match_after(self, node: fx.Node, result: fx.Node, affine: Affine) -> Match | NoMatch:
         user = single_user(result)
         operation = None if user is None else weighted_operation(user)
         if user is None:
@@ -156,7 +117,7 @@ class _FoldRule(Rule):
         if operation is None or operation.data is not result:
             detail = "neither its input nor its user is a convolution or linear map"
             return NoMatch(Reason.NOT_APPLICABLE, detail)
-        if bool(affine.shift.any()) and _pads(operation):
+        if bool(affine.shift.any()) and pads_with_zeros(operation):
             return NoMatch(Reason.NOT_EXACT, f"{user.name} pads with zeros, which are not shifted")
         values = {"operation": operation, "affine": affine, "outputs": False}
         match = Match(node, {"result": result, "data": argument(node, "input")}, values)
@@ -239,7 +200,7 @@ class _FoldRule(Rule):
         )
 
 
-def _fold(operation: WeightedOperation, affine: _Affine, *, outputs: bool) -> tuple[Tensor, Tensor]:
+def _fold(operation: WeightedOperation, affine: Affine, *, outputs: bool) -> tuple[Tensor, Tensor]:
     """Weight and bias of an operation that normalises its outputs, or else its inputs, too.
 
     Computed in float64 and rounded once.

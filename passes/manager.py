@@ -53,12 +53,15 @@ class PassManager:
             The program after the last pass, with its facts and history.
 
         Raises:
-            SpecError: when an option of a pass is out of range.
+            SpecError: when an option of a pass is out of range, or the context lacks what a pass
+                needs, before any of them runs.
             PassError: when the order of the passes is impossible, before any of them runs, or when
                 a pass raises or gives an invalid program; caused by the original error.
             VerifyError: when the program itself is invalid.
         """
         check_passes(self.passes, program.facts)
+        for current in self.passes:
+            current.check_context(context)
         start = PipelineEvent(self.passes, program, context)
         offers = [instrument.resume(start) for instrument in self._instruments]
         resumed = max(filter(None, offers), key=_progress, default=ResumePoint(0, program, ()))

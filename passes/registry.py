@@ -29,6 +29,7 @@ _BUILT_IN: Mapping[str, str] = MappingProxyType(
         "fold-bn": "shohin.passes.fold_bn:FoldBatchNorm",
         "eliminate-dead": "shohin.passes.eliminate_dead:EliminateDead",
         "prune": "shohin.passes.prune:Prune",
+        "remove-dead": "shohin.passes.remove_dead:RemoveDead",
     }
 )
 

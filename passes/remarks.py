@@ -9,10 +9,11 @@ from shohin.ir.encodings import Json
 
 
 class Outcome(StrEnum):
-    """What became of a node."""
+    """What became of a node; `NOTED` for what a pass says of the program as a whole."""
 
     CHANGED = "changed"
     SKIPPED = "skipped"
+    NOTED = "noted"
 
 
 class Reason(StrEnum):
@@ -46,9 +47,9 @@ class Remark:
 
     Attributes:
         pass_name: the pass that decided.
-        node: name of the graph node, or of the weight.
+        node: name of the graph node, or of the weight; empty for a note on the whole program.
         module: dotted path of the source module, empty where unknown.
-        outcome: changed or skipped.
+        outcome: changed or skipped, or noted.
         reason: reason code; for a change a short code of what was done (``folded``, ``pruned``).
         detail: one sentence for people.
         before: cost before, where it is known.

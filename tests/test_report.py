@@ -179,3 +179,15 @@ def test_small_texts() -> None:
     assert ratio(100, 8) == "12.5x"
     assert ratio(1, 1) == ratio(1, 0) == ""
     assert shape_text([(2, 3), ()]) == "2x3 + scalar"
+
+
+def test_notes_have_a_table_of_their_own(program) -> None:
+    report = shohin.optimize(
+        program,
+        "prune{density=0.25 rounds=2}",
+        train=lambda module: None,
+        evaluate=lambda module: 0.5,
+    ).report
+    assert [note.extra["round"] for note in report.notes()] == [1, 2]
+    assert "round 2 of 2: 9 of 36 weights left (25.0%), evaluation 0.5" in report.markdown()
+    assert json.loads(json.dumps(report.to_json()))["remarks"][0]["outcome"] == "noted"

@@ -3,12 +3,13 @@
 Everything here is decided by an operator's target and schema, never by the name of a node.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from shohin.passes.patterns import argument
+from shohin.passes.patterns import argument, constant_weight
 
 _aten = torch.ops.aten
 
@@ -78,6 +79,20 @@ def weighted_operation(node: fx.Node) -> WeightedOperation | None:
         transposed,
         node.target in LINEARS,
     )
+
+
+def pads_with_zeros(operation: WeightedOperation) -> bool:
+    """Whether zeros beside its input reach the results of a convolution.
+
+    Of a transposed one they always do: its taps at the border have no input.
+    """
+    if operation.transposed:
+        return True
+    padding = argument(operation.node, "padding", ())
+    if padding == "same":
+        weight = constant_weight(operation.weight)
+        return weight is None or math.prod(weight.shape[2:]) > 1
+    return padding != "valid" and any(width != 0 for width in padding)
 
 
 def is_random(node: fx.Node) -> bool:

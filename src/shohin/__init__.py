@@ -18,9 +18,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shohin.api import (  # noqa: A004
+    from shohin.api import (
         Result,
-        compile,
+        compile,  # noqa: A004
         load,
         load_binary,
         optimize,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from shohin.ir.capture import capture
     from shohin.ir.program import Program
     from shohin.passes.analyses.sensitivity import Sensitivity
+    from shohin.passes.trainer import Trainer
     from shohin.report import Report
 
 __version__ = version("shohin")
@@ -62,6 +63,7 @@ _HOMES = {
     "Report": "shohin.report",
     "Result": "shohin.api",
     "Sensitivity": "shohin.passes.analyses.sensitivity",
+    "Trainer": "shohin.passes.trainer",
     "capture": "shohin.ir.capture",
     "compile": "shohin.api",
     "load": "shohin.api",
@@ -84,6 +86,7 @@ __all__ = [
     "ShohinError",
     "ShohinWarning",
     "SpecError",
+    "Trainer",
     "UnsupportedError",
     "VerifyError",
     "capture",

@@ -15,6 +15,7 @@ from shohin.errors import SpecError, near_name_hint
 from shohin.ir.program import Program
 from shohin.ir.serialise import load_program, save_program
 from shohin.layers import layers_of, totals_of
+from shohin.milliseconds import milliseconds
 from shohin.passes.analyses.sensitivity import DENSITIES, Sensitivity, measure_sensitivity
 from shohin.passes.base import Context, Evaluate, Pass, Train
 from shohin.passes.instruments.base import Instrument
@@ -82,7 +83,7 @@ def optimize(
             each input of the program, without labels. Read once per use, in order.
         evaluate: measures a module, higher is better; called before and after, and by passes that
             search.
-        train: trains a module in place, for passes that retrain.
+        train: trains a module in place, for passes that retrain; `shohin.Trainer` makes one.
         seed: seed of every random choice that a pass makes.
         workdir: folder for checkpoints, one after every pass.
         resume: go on from the furthest checkpoint in `workdir` that fits.
@@ -108,7 +109,7 @@ def optimize(
         raise SpecError("resume", "there is nothing to resume from", "give a workdir")
     batches = Batches(calibration, program.inputs)
     folder = Path(workdir) if workdir is not None else None
-    context = Context(batches, evaluate, train, seed, folder)
+    context = Context(batches, evaluate, train, seed, folder, measure=milliseconds, resume=resume)
     observed = _Observed(Timing(), _drift(batches, program) if drift else None)
     instruments: list[Instrument | None] = [
         observed.timing,

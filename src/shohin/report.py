@@ -105,11 +105,17 @@ class Report:
         """The remarks on what was left as it is."""
         return tuple(remark for remark in self.remarks if remark.outcome is Outcome.SKIPPED)
 
+    def notes(self) -> tuple[Remark, ...]:
+        """The remarks on the program as a whole."""
+        return tuple(remark for remark in self.remarks if remark.outcome is Outcome.NOTED)
+
     def grids(self) -> Iterator[Grid]:
-        """The report as tables: totals, layers, passes, what was skipped and why."""
+        """The report as tables: totals, layers, passes, notes, what was skipped and why."""
         yield self._total_grid()
         yield self._layer_grid()
         yield self._pass_grid()
+        if self.notes():
+            yield self._notes_grid()
         if self.skipped():
             yield self._skipped_grid()
 
@@ -230,6 +236,10 @@ class Report:
             "errors: outputs against those before the pass, in total against the original's, "
             f"on {sample}"
         )
+
+    def _notes_grid(self) -> Grid:
+        rows = [(note.pass_name, note.reason, note.detail) for note in self.notes()]
+        return Grid("Notes", ("pass", "about", "what"), tuple(rows))
 
     def _skipped_grid(self) -> Grid:
         heads = ("pass", "reason", "where", "why")

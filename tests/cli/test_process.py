@@ -6,7 +6,7 @@ import pytest
 
 import shohin
 
-COMMANDS = ("optimize", "compile", "run", "inspect", "bench", "passes", "bisect")
+COMMANDS = ("optimize", "compile", "run", "inspect", "bench", "sensitivity", "passes", "bisect")
 
 
 def test_version(process) -> None:

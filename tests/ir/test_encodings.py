@@ -126,3 +126,20 @@ def test_same_bits_tells_zeros_apart():
     assert not same_bits(zero, zero.double())
     assert not same_bits(zero, torch.zeros(2))
     assert same_bits(torch.tensor(float("nan")), torch.tensor(float("nan")))
+
+
+@SETTINGS
+@given(weights(), st.integers(0, 30))
+def test_the_stored_form_is_compared_bit_for_bit(pair, position):
+    weight, mask = pair
+    sparse = Sparse.from_dense(weight, mask)
+    assert sparse.is_stored_form_of(weight)
+    assert sparse.is_stored_form_of(weight) == same_bits(sparse.materialise(), weight)
+    assert sparse.nonzeros() == int(torch.count_nonzero(weight))
+    assert not sparse.is_stored_form_of(weight.double())
+    assert not sparse.is_stored_form_of(weight.unsqueeze(0))
+    if weight.numel():
+        other = weight.clone().reshape(-1)
+        other[position % other.numel()] *= -1
+        other = other.reshape(weight.shape)
+        assert sparse.is_stored_form_of(other) == same_bits(weight, other)

@@ -306,7 +306,7 @@ def programs(draw: st.DrawFn) -> Program:
         if kind == 0:
             values.append(graph.call_function(draw(st.sampled_from(UNARY)), (one,)))
         elif kind == 1:
-            alpha = draw(st.floats(allow_nan=False))
+            alpha = draw(st.floats(allow_nan=False, width=32))
             values.append(graph.call_function(aten.add.Tensor, (one, two), {"alpha": alpha}))
         else:
             seed = torch.Generator().manual_seed(draw(st.integers(0, 99)))

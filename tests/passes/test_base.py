@@ -3,6 +3,7 @@ from typing import ClassVar
 
 from shohin.ir.program import Program
 from shohin.passes.base import Context, Pass, PassResult
+from shohin.passes.remarks import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,3 +35,15 @@ def test_an_invalid_option_is_named_with_its_value() -> None:
 def test_options_are_the_fields() -> None:
     assert Toy.option_names() == ("density", "bits")
     Toy().validate()
+
+
+def test_notes_are_on_the_program_as_a_whole() -> None:
+    context = Context(pass_name="toy")
+    context.noted("round", "round 1 of 2", evaluation=0.5)
+    (note,) = context.remarks
+    assert (note.pass_name, note.node, note.outcome) == ("toy", "", Outcome.NOTED)
+    assert note.extra == {"evaluation": 0.5}
+
+
+def test_most_passes_need_nothing_of_the_context() -> None:
+    Toy().check_context(Context())

@@ -11,6 +11,7 @@ from shohin.errors import SpecError
 from shohin.ir.capture import capture
 from shohin.ir.encodings import Sparse
 from shohin.ir.program import Fact, Stage, set_tensor, tensor_of
+from shohin.passes.pipeline import format_pass, parse_pipeline
 from shohin.passes.prune import Prune
 
 
@@ -192,7 +193,72 @@ def test_sites_that_are_not_allowed_stay(apply):
             Prune(densities={"fc*": -1.0}),
             "prune densities 'fc*': expected 0 < density <= 1, got -1.0",
         ),
-        (Prune(scope="model"), "prune scope: expected 'layer' or 'global', got 'model'"),
+        (
+            Prune(scope="model"),
+            "prune scope: expected 'layer', 'global' or 'sensitivity', got 'model'",
+        ),
+        (
+            Prune(method="taylor"),
+            "prune method: expected 'magnitude', 'obd' or 'obs', got 'taylor'",
+        ),
+        (
+            Prune(granularity="row"),
+            "prune granularity: expected 'element', 'block' or 'channel', got 'row'",
+        ),
+        (
+            Prune(retrain="fc"),
+            "prune retrain: expected 'auto', 'none', 'all', 'fc-conv' or 'conv-fc', got 'fc'",
+        ),
+        (Prune(first=0.0), "prune first: expected 0 < density <= 1, got 0.0"),
+        (Prune(last=2.0), "prune last: expected 0 < density <= 1, got 2.0"),
+        (Prune(quality=0.0), "prune quality: expected a number above 0, got 0.0"),
+        (
+            Prune(quality=1.0, density=0.2),
+            "prune quality: does not go together with 'density'; "
+            "a quality is a threshold on each layer's magnitudes",
+        ),
+        (
+            Prune(quality=1.0, scope="global"),
+            "prune quality: does not go together with 'scope=global'; "
+            "a quality is a threshold on each layer's magnitudes",
+        ),
+        (
+            Prune(quality=1.0, method="obd"),
+            "prune quality: does not go together with 'method=obd'; "
+            "a quality is a threshold on each layer's magnitudes",
+        ),
+        (
+            Prune(granularity="block", block="16x0"),
+            "prune block: expected rows x columns such as '16x1', got '16x0'",
+        ),
+        (Prune(block="8x1"), "prune block: expected granularity=block beside it"),
+        (
+            Prune(method="obs", granularity="channel"),
+            "prune method: does not go together with 'granularity=channel'; "
+            "obs drops single elements",
+        ),
+        (Prune(rounds=0), "prune rounds: expected 1 or more, got 0"),
+        (
+            Prune(rounds=2, retrain="none"),
+            "prune rounds: does not go together with 'retrain=none'; "
+            "without retraining one round does the same",
+        ),
+        (Prune(damping=-1.0), "prune damping: expected a number above 0, got -1.0"),
+        (
+            Prune(scope="sensitivity"),
+            "prune scope: 'sensitivity' needs one of target_parameters, target_macs and target_ms, "
+            "got none",
+        ),
+        (
+            Prune(scope="sensitivity", target_macs=0.1, target_ms=1.0),
+            "prune scope: 'sensitivity' needs one of target_parameters, target_macs and target_ms, "
+            "got target_macs and target_ms",
+        ),
+        (Prune(target_ms=1.0), "prune target_ms: expected scope=sensitivity beside it"),
+        (
+            Prune(scope="sensitivity", target_parameters=1.5),
+            "prune target_parameters: expected 0 < density <= 1, got 1.5",
+        ),
     ],
 )
 def test_option_errors(chosen, text):
@@ -205,6 +271,45 @@ def test_option_errors(chosen, text):
 def test_patterns_that_match_nothing_are_refused(apply, chosen):
     with pytest.raises(SpecError, match=r"did you mean '0\.weight'"):
         apply(chosen, small())
+
+
+class Grouped(nn.Module):
+    """A depthwise convolution and a plain one."""
+
+    def __init__(self):
+        super().__init__()
+        self.deep = nn.Conv2d(4, 4, 3, groups=4)
+        self.plain = nn.Conv2d(4, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.plain(self.deep(x))
+
+
+@pytest.mark.parametrize("granularity", ["block", "channel"])
+def test_grouped_convolutions_are_pruned_by_element_only(apply, granularity):
+    program = capture(Grouped(), (torch.ones(2, 4, 6, 6),))
+    after = apply(Prune(density=0.5, granularity=granularity), program)
+    assert set(after.program.encodings) == {"plain.weight"}
+    assert after.reason("conv2d") == "not-applicable"
+    assert set(apply(Prune(density=0.5), program).program.encodings) == {
+        "deep.weight",
+        "plain.weight",
+    }
+
+
+def test_options_in_text():
+    text = "prune{densities={a: 0.5} quality=0.7 granularity=block block=8x1 rounds=3}"
+    (parsed,) = parse_pipeline(text)
+    assert parsed == Prune(
+        densities={"a": 0.5}, quality=0.7, granularity="block", block="8x1", rounds=3
+    )
+    assert format_pass(parsed) == text
+
+
+def test_the_caret_points_to_the_option():
+    with pytest.raises(SpecError) as caught:
+        parse_pipeline("prune{density=0.2 quality=1}")
+    assert str(caught.value).splitlines()[-1].index("^") == 2 + 26
 
 
 def test_facts():

@@ -18,6 +18,7 @@ REMARKS = [
         "prune", "conv1", "layer1.conv", Outcome.CHANGED, "pruned", "to 10 %", NodeCost(9, 8, 7)
     ),
     Remark("prune", "fc", "", Outcome.SKIPPED, Reason.TOO_SMALL, extra={"ms": [1.5, None]}),
+    Remark("prune", "", "", Outcome.NOTED, "round", "round 1 of 2", extra={"evaluation": 0.5}),
 ]
 
 

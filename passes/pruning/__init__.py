@@ -1,0 +1,1 @@
+"""What `shohin.passes.prune` is made of: which weights, how they are ranked, how many are kept."""

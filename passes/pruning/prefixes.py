@@ -1,0 +1,120 @@
+"""Values inside of a network, layer after layer, without running it from its inputs each time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from shohin.ir.program import tensor_of
+from shohin.passes.base import Batch
+from shohin.passes.patterns import argument
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """Where a run of one batch stopped.
+
+    Attributes:
+        position: the node before which it stopped.
+        values: what the nodes from there on still need, inputs and weights left out.
+        bytes: memory of the values.
+    """
+
+    position: int
+    values: Mapping[fx.Node, Any]
+    bytes: int
+
+
+class Prefixes:
+    """Runs a graph on batches up to given nodes and goes on from there at the next request.
+
+    What a batch needs to go on is held as long as all of it fits a limit; a batch that does not
+    fit runs again from where it was held last, or from its inputs. Weights are read anew at every
+    request, so they may be changed in place, but only those that no held value depends on: weights
+    of the node that was asked for last and of those after it.
+
+    Args:
+        module: the graph module.
+        limit: most bytes to hold, over all batches.
+    """
+
+    def __init__(self, module: fx.GraphModule, limit: int) -> None:
+        self._module = module
+        self._nodes = list(module.graph.nodes)
+        self._dying = _dying(self._nodes)
+        self._limit = limit
+        self._held: dict[int, _Held] = {}
+
+    def evaluate(
+        self, index: int, batch: Batch, position: int, *, hold: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """What a convolution or linear map is given, and its output.
+
+        Args:
+            index: number of the batch.
+            batch: its input tensors.
+            position: the node, by its position in the graph.
+            hold: whether later requests may go on from here; they must not be for earlier nodes.
+        """
+        interpreter = fx.Interpreter(self._module, garbage_collect_values=False)
+        environment = interpreter.env = self._weights() | self._inputs(batch)
+        held = self._held.get(index)
+        environment.update(held.values if held else {})
+        with torch.no_grad():
+            for node in self._nodes[held.position if held else 0 : position]:
+                if node.op not in ("placeholder", "get_attr"):
+                    environment[node] = interpreter.run_node(node)
+                for dead in self._dying.get(node, ()):
+                    del environment[dead]
+            if hold:
+                self._hold(index, position, environment)
+            node = self._nodes[position]
+            return environment[argument(node, "input")], interpreter.run_node(node)
+
+    def _weights(self) -> dict[fx.Node, Any]:
+        readers = self._module.graph.find_nodes(op="get_attr")
+        return {node: tensor_of(self._module, str(node.target)) for node in readers}
+
+    def _inputs(self, batch: Batch) -> dict[fx.Node, Any]:
+        return dict(zip(self._module.graph.find_nodes(op="placeholder"), batch, strict=True))
+
+    def _hold(self, index: int, position: int, environment: Mapping[fx.Node, Any]) -> None:
+        computed = {
+            node: value
+            for node, value in environment.items()
+            if node.op not in ("placeholder", "get_attr")
+        }
+        before = self._held.pop(index, None)
+        fresh = _Held(position, computed, _bytes(computed))
+        others = sum(one.bytes for one in self._held.values())
+        if others + fresh.bytes <= self._limit:
+            self._held[index] = fresh
+        elif before is not None:
+            self._held[index] = before
+
+
+def _dying(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    """By node, the computed values that nothing after it reads."""
+    last: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        last |= dict.fromkeys(node.all_input_nodes, node)
+    dying: dict[fx.Node, list[fx.Node]] = {}
+    for value, reader in last.items():
+        if value.op not in ("placeholder", "get_attr"):
+            dying.setdefault(reader, []).append(value)
+    return dying
+
+
+def _bytes(values: Mapping[fx.Node, Any]) -> int:
+    """Memory of the tensors among some values, what they share counted once."""
+    tensors = [leaf for value in values.values() for leaf in _tensors(value)]
+    storages = {one.untyped_storage()._cdata: one.untyped_storage().nbytes() for one in tensors}
+    return sum(storages.values())
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [leaf for part in value for leaf in _tensors(part)] if isinstance(value, tuple) else []

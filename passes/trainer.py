@@ -1,0 +1,204 @@
+"""A plain training loop for those who bring none of their own."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, fx, nn
+
+from shohin.errors import DivergedError, PassError, SpecError
+from shohin.ir.training import trainable
+from shohin.passes.base import Progress
+
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Trainer:
+    """Trains a module in place on batches of inputs and labels; what `train` arguments ask for.
+
+    ::
+
+        train = shohin.Trainer(loader, epochs=10, learning_rate=0.01)
+        shohin.optimize(program, "prune{density=0.1 rounds=5}", train=train)
+
+    Works on any module. On that of a captured program, dropout and batch normalisation train as
+    in the model it was captured from. Inside of a pass, weights that are pruned stay zero.
+
+    The same module, batches and seed give the same weights: random numbers are drawn from the seed
+    while it trains, and a `DataLoader` with a generator of its own has it seeded anew. PyTorch's
+    own random state is left as it was.
+
+    Attributes:
+        loader: batches ``(input, ..., label)`` that can be read again for every epoch: a
+            `DataLoader`, or a list.
+        epochs: how often to go through the batches.
+        learning_rate: at the start.
+        optimizer: ``sgd`` or ``adam``.
+        momentum: of ``sgd``; the first beta of ``adam``.
+        weight_decay: L2 penalty, as PyTorch's optimisers count it; on weights of two axes or more,
+            not on biases and normalisations.
+        l1: L1 penalty on the same weights: the loss rises by ``l1 * sum |w|``.
+        schedule: ``cosine`` goes down to 0, ``step`` divides by 10 after half and after three
+            quarters of the time, ``constant`` stays.
+        loss: called as ``loss(output, label)``; a module of several outputs gives a tuple.
+        seed: seed of dropout, and of the order of batches where PyTorch draws it.
+        progress: called as ``progress(done, total, label)`` after each epoch; passes put their own
+            there where there is none.
+
+    Raises:
+        SpecError: when a value is out of range, naming it.
+    """
+
+    loader: Iterable[Sequence[Any]]
+    _: KW_ONLY
+    epochs: int = 1
+    learning_rate: float = 0.01
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    l1: float = 0.0
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    loss: Loss = nn.functional.cross_entropy
+    seed: int = 0
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.loader, Iterable) or isinstance(self.loader, Iterator):
+            problem = f"expected batches to read again and again, got {_kind(self.loader)}"
+            raise SpecError("trainer loader", problem, "give a DataLoader, or a list of batches")
+        self._check("epochs", self.epochs >= 1, "1 or more")
+        self._check("learning_rate", 0 < self.learning_rate < math.inf, "above 0")
+        self._check("momentum", 0 <= self.momentum < 1, "from 0 to below 1")
+        self._check("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
+        self._check("l1", 0 <= self.l1 < math.inf, "0 or more")
+        self._check("optimizer", self.optimizer in ("sgd", "adam"), "'sgd' or 'adam'")
+        known = self.schedule in ("cosine", "step", "constant")
+        self._check("schedule", known, "'cosine', 'step' or 'constant'")
+
+    def __call__(self, module: nn.Module) -> None:
+        """Train a module in place; its mode is afterwards what it was.
+
+        Raises:
+            DivergedError: when the loss is NaN or infinite, naming epoch and batch. The weights
+                are then those from before that batch.
+            PassError: when no parameter asks for gradients.
+            SpecError: when the loader gives no batches, or something else than batches.
+        """
+        with _training(module, self.seed, self.loader):
+            parameters = [one for one in module.parameters() if one.requires_grad]
+            if not parameters:
+                raise PassError("trainer", "there is nothing to train: every parameter is frozen")
+            optimizer = self._make_optimizer(parameters)
+            for epoch in range(self.epochs):
+                mean = self._run_epoch(module, optimizer, epoch)
+                if self.progress is not None:
+                    label = f"epoch {epoch + 1} of {self.epochs}, loss {mean:.4g}"
+                    self.progress(epoch + 1, self.epochs, label)
+
+    def _check(self, name: str, fine: bool, expected: str) -> None:
+        if not fine:
+            found = f"expected {expected}, got {getattr(self, name)!r}"
+            raise SpecError(f"trainer {name}", found)
+
+    def _make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        groups = [
+            {"params": _weights(parameters), "weight_decay": self.weight_decay},
+            {"params": [one for one in parameters if one.dim() < 2], "weight_decay": 0.0},
+        ]
+        if self.optimizer == "adam":
+            return torch.optim.Adam(groups, lr=self.learning_rate, betas=(self.momentum, 0.999))
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
+
+    def _run_epoch(self, module: nn.Module, optimizer: torch.optim.Optimizer, epoch: int) -> float:
+        """Go through the batches once; the mean loss, penalties left out."""
+        steps = _length(self.loader)
+        total, index = 0.0, -1
+        for index, batch in enumerate(self.loader):
+            done = (epoch + (min(index, steps - 1) / steps if steps else 0.0)) / self.epochs
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * _decay(self.schedule, done)
+            total += self._step(module, optimizer, batch, f"epoch {epoch + 1}, batch {index + 1}")
+        if index < 0:
+            raise SpecError("trainer loader", "expected at least one batch, got none")
+        return total / (index + 1)
+
+    def _step(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batch: Sequence[Any],
+        where: str,
+    ) -> float:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            problem = f"{where}: expected (input, label), got {_kind(batch)}"
+            raise SpecError("trainer loader", problem)
+        *inputs, label = batch
+        optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(module(*inputs), label)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            problem = f"the loss is {value} in {where}"
+            raise DivergedError("trainer", problem, "try a lower learning rate")
+        torch.autograd.backward(loss)
+        if self.l1:
+            _add_l1(_weights([one for one in module.parameters() if one.requires_grad]), self.l1)
+        optimizer.step()
+        return value
+
+
+@contextmanager
+def _training(module: nn.Module, seed: int, loader: object) -> Iterator[None]:
+    """Training mode, gradients and random numbers from a seed, and all as it was afterwards."""
+    modes = {part: part.training for part in module.modules()}
+    with ExitStack() as stack:
+        if isinstance(module, fx.GraphModule):
+            stack.enter_context(trainable(module))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        torch.manual_seed(seed)
+        generator = getattr(loader, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        module.train()
+        try:
+            yield
+        finally:
+            for part, mode in modes.items():
+                part.training = mode
+
+
+def _decay(schedule: str, done: float) -> float:
+    """What the learning rate is multiplied by after a share of the training."""
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * done))
+    if schedule == "step":
+        return 0.1 ** ((done >= 0.5) + (done >= 0.75))
+    return 1.0
+
+
+def _weights(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    return [one for one in parameters if one.dim() >= 2]
+
+
+def _add_l1(weights: list[nn.Parameter], factor: float) -> None:
+    """Add the gradient of ``factor * sum |w|``."""
+    for weight in weights:
+        if weight.grad is not None:
+            weight.grad.add_(weight.detach().sign(), alpha=factor)
+
+
+def _length(loader: object) -> int:
+    try:
+        return len(loader)  # type: ignore[arg-type]
+    except TypeError:
+        return 0
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return type(value).__name__
