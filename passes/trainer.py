@@ -44,6 +44,9 @@ class Trainer:
         l1: L1 penalty on the same weights: the loss rises by ``l1 * sum |w|``.
         schedule: ``cosine`` goes down to 0, ``step`` divides by 10 after half and after three
             quarters of the time, ``constant`` stays.
+        precision: ``bfloat16`` computes the loss and its gradients in mixed precision
+            (`torch.autocast`), about twice as fast on processors that have instructions for it;
+            weights and optimiser stay in single precision.
         loss: called as ``loss(output, label)``; a module of several outputs gives a tuple.
         seed: seed of dropout, and of the order of batches where PyTorch draws it.
         progress: called as ``progress(done, total, label)`` after each epoch; passes put their own
@@ -62,6 +65,7 @@ class Trainer:
     weight_decay: float = 0.0
     l1: float = 0.0
     schedule: Literal["cosine", "step", "constant"] = "cosine"
+    precision: Literal["float32", "bfloat16"] = "float32"
     loss: Loss = nn.functional.cross_entropy
     seed: int = 0
     progress: Progress | None = None
@@ -78,6 +82,8 @@ class Trainer:
         self._check("optimizer", self.optimizer in ("sgd", "adam"), "'sgd' or 'adam'")
         known = self.schedule in ("cosine", "step", "constant")
         self._check("schedule", known, "'cosine', 'step' or 'constant'")
+        known = self.precision in ("float32", "bfloat16")
+        self._check("precision", known, "'float32' or 'bfloat16'")
 
     def __call__(self, module: nn.Module) -> None:
         """Train a module in place; its mode is afterwards what it was.
@@ -126,6 +132,11 @@ class Trainer:
             raise SpecError("trainer loader", "expected at least one batch, got none")
         return total / (index + 1)
 
+    def _mixed(self, inputs: Sequence[Any]) -> torch.autocast:
+        devices = {one.device.type for one in inputs if isinstance(one, Tensor)}
+        device = devices.pop() if len(devices) == 1 else "cpu"
+        return torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
+
     def _step(
         self,
         module: nn.Module,
@@ -138,7 +149,8 @@ class Trainer:
             raise SpecError("trainer loader", problem)
         *inputs, label = batch
         optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(module(*inputs), label)
+        with self._mixed(inputs):
+            loss = self.loss(module(*inputs), label)
         value = float(loss.detach())
         if not math.isfinite(value):
             problem = f"the loss is {value} in {where}"

@@ -55,6 +55,21 @@ def test_a_captured_module_trains_like_the_model():
     assert torch.allclose(plain[1].running_mean, mean, atol=1e-6)
 
 
+def test_bfloat16_computes_in_mixed_precision():
+    single, mixed = model(), model()
+    seen = []
+    mixed[0].register_forward_hook(lambda part, given, found: seen.append(found.dtype))
+    options = {"learning_rate": 0.1, "momentum": 0.0, "schedule": "constant"}
+    before = weights(single)
+    Trainer(batches()[:1], **options)(single)
+    Trainer(batches()[:1], precision="bfloat16", **options)(mixed)
+    assert seen == [torch.bfloat16]
+    assert all(one.dtype == torch.float32 for one in mixed.parameters())
+    # 8 bits of mantissa, and some roundings one after the other.
+    step = float((weights(single) - before).abs().max())
+    assert 0 < float((weights(mixed) - weights(single)).abs().max()) < step * 2**-5
+
+
 def test_the_seed_decides_everything():
     x, y = problem()
     loaders = [
@@ -155,6 +170,10 @@ def test_several_inputs_and_a_loss_of_ones_own():
         (
             {"schedule": "warm"},
             "trainer schedule: expected 'cosine', 'step' or 'constant', got 'warm'",
+        ),
+        (
+            {"precision": "int8"},
+            "trainer precision: expected 'float32' or 'bfloat16', got 'int8'",
         ),
     ],
 )
