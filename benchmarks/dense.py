@@ -20,8 +20,8 @@ from typing import Any
 from machine import measure_limits
 from rich.console import Console
 from rich.table import Table
+from tables import RESULTS, write_json
 
-RESULTS = Path(__file__).parent / "results"
 RIVALS = ("torch", "compile", "onnxruntime", "openvino")
 FLOOR = 0.85
 
@@ -280,7 +280,7 @@ def main() -> None:
                     continue
                 row = _child(name, batch, count, arguments)
                 rows.append(row)
-                store.write_text(json.dumps({"limits": limits, "rows": rows}, indent=1) + "\n")
+                write_json(store, {"limits": limits, "rows": rows})
                 console.print(f"{name} batch {batch} threads {count}: {speed(row):.2f}x")
     rows.sort(key=lambda row: (row["batch"], row["threads"]))
     console.print(_table(rows, limits))

@@ -10,15 +10,13 @@ Results go to ``benchmarks/results/layers.json`` and ``layers.md``.
 """
 
 import argparse
-import json
-from pathlib import Path
 from typing import Any
 
 from machine import LimitLoops
 from rich.console import Console
 from rich.table import Table
+from tables import RESULTS, write_json
 
-RESULTS = Path(__file__).parent / "results"
 RIVALS = ("onnxruntime", "openvino")
 CHANNELS = (64, 128, 256, 512)
 SIZES = (56, 28, 14, 7)
@@ -120,7 +118,7 @@ def main() -> None:
     for row in rows:
         table.add_row(*_cells(row))
     console.print(table)
-    (RESULTS / "layers.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_json(RESULTS / "layers.json", rows)
     lines = ["| " + " | ".join(HEADINGS) + " |", "|---|---|" + "---:|" * (len(HEADINGS) - 2)]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
     (RESULTS / "layers.md").write_text("\n".join(lines) + "\n")

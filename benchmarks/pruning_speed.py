@@ -1,9 +1,10 @@
-"""Speed of pruned layers and networks; masks are random here, so only time means anything."""
+"""Speed of pruned layers and networks."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from pruning_common import Table, save
+from tables import Table, save
 
 RIVALS = ("onnxruntime", "openvino")
 LAYERS = ((64, 56), (128, 28), (256, 14), (512, 7))
@@ -151,6 +152,67 @@ def _measure_network(
         "fully_connected": fc,
         "speedup": rival / times["pruned"],
         "fc_speedup": fc["dense"] / fc["pruned"],
+        "steps": _steps(ours["pruned"], arrays),
+    }
+
+
+def measure_trained(programs: Mapping[str, Path], rounds: int, budget: float) -> None:
+    """Networks that were pruned and retrained, beside what they were, batch 1.
+
+    Args:
+        programs: saved pruned programs, by name of their network in the zoo.
+        rounds: of measuring.
+        budget: seconds of measuring a row.
+    """
+    rows = [
+        _measure_trained(name, path, threads, rounds, budget)
+        for name, path in programs.items()
+        for threads in (1, 2)
+    ]
+    headings = ("network", "threads", "pruned ms", "our dense", *RIVALS, "x dense", "x rivals")
+    table = Table("Pruned and retrained networks, batch 1", headings)
+    for row in rows:
+        times = row["milliseconds"]
+        table.add(
+            row["network"],
+            str(row["threads"]),
+            *(f"{times[name]:.3f}" for name in ("pruned", "dense", *RIVALS)),
+            f"{times['dense'] / times['pruned']:.2f}",
+            f"{min(times[name] for name in RIVALS) / times['pruned']:.2f}",
+        )
+    save("pruning_trained", rows, [table])
+
+
+def _measure_trained(
+    name: str, path: Path, threads: int, rounds: int, budget: float
+) -> dict[str, Any]:
+    import torch
+
+    import shohin
+    from shohin import bench, zoo
+    from shohin.rivals import make_rival
+
+    torch.set_num_threads(threads)
+    model, inputs = zoo.build(name), zoo.example_inputs(name, 1)
+    program = shohin.capture(model, zoo.example_inputs(name, 2), name=name)
+    programs = {"dense": program, "pruned": shohin.load(path)}
+    passes = "make-functional, fold-bn, eliminate-dead"
+    ours = {
+        key: shohin.compile(
+            shohin.optimize(one, passes, drift=False).program, f"cpu{{threads={threads}}}"
+        )
+        for key, one in programs.items()
+    }
+    arrays = [tensor.numpy() for tensor in inputs]
+    functions: dict[str, Callable[[], object]] = {
+        key: (lambda binary=binary: binary(*arrays)) for key, binary in ours.items()
+    }
+    functions |= {rival: make_rival(rival, model, inputs, threads).run for rival in RIVALS}
+    timings = bench.measure(functions, rounds, budget)
+    return {
+        "network": name,
+        "threads": threads,
+        "milliseconds": {key: timing.median for key, timing in timings.items()},
         "steps": _steps(ours["pruned"], arrays),
     }
 

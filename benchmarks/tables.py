@@ -1,4 +1,4 @@
-"""What the parts of the pruning benchmark share: tables, and where results go."""
+"""What benchmarks share: tables, and files of results."""
 
 import json
 from collections.abc import Sequence
@@ -40,9 +40,25 @@ class Table:
         return "\n".join(lines) + "\n"
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write figures as JSON, one row of each list a line."""
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key)}: {_lines(part)}" for key, part in value.items()]
+        text = "{" + ",\n".join(parts) + "}"
+    else:
+        text = _lines(value)
+    path.write_text(text + "\n")
+
+
+def _lines(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ",\n ".join(json.dumps(row) for row in value) + "]"
+    return json.dumps(value)
+
+
 def save(name: str, rows: Sequence[Any], tables: Sequence[Table]) -> None:
     """Print tables, and write them and the figures behind them to the results folder."""
     for table in tables:
         table.show()
-    (RESULTS / f"{name}.json").write_text(json.dumps(list(rows), indent=1) + "\n")
+    write_json(RESULTS / f"{name}.json", list(rows))
     (RESULTS / f"{name}.md").write_text("\n".join(table.markdown() for table in tables))

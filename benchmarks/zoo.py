@@ -16,13 +16,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from tables import RESULTS, write_json
 
-RESULTS = Path(__file__).parent / "results"
 TOLERANCE = 1e-4
 HEADINGS = (
     "model", "batch", "threads", "relative error", "compile s", "peak MB", "file MB",
@@ -209,7 +208,7 @@ def main() -> None:
         console.print(f"measuring {name} ...")
         found[name] = _run_child(name, arguments)
     results = [found[name] for name in zoo.names() if name in found]
-    store.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(store, results)
     (RESULTS / "zoo.md").write_text(_markdown(results))
     Console(width=150).print(_table(results))
     faults = find_faults(results)

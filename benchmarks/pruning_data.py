@@ -1,0 +1,87 @@
+"""Training, validation and test images of the pruning benchmark."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shohin import zoo
+
+VALIDATION = 5000
+"""Images of the training set that nothing is trained on; everything is chosen on them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Augmented:
+    """Batches of shuffled, shifted and perhaps mirrored images, drawn anew for every epoch.
+
+    All is drawn from PyTorch's random state, which `shohin.Trainer` seeds.
+
+    Attributes:
+        images: float32 ``[n, channels, height, width]``.
+        labels: int64 ``[n]``.
+        batch: images in a batch.
+        shift: furthest shift in pixels, both ways along both axes; what comes in is 0.
+        mirror: mirror every second image, in the mean.
+        flat: give ``[batch, channels * height * width]``.
+    """
+
+    images: Tensor
+    labels: Tensor
+    batch: int = 128
+    shift: int = 0
+    mirror: bool = False
+    flat: bool = False
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for chosen in torch.randperm(len(self.labels)).split(self.batch):
+            yield self._augmented(self.images[chosen]), self.labels[chosen]
+
+    def _augmented(self, images: Tensor) -> Tensor:
+        count, _, height, width = images.shape
+        padded = nn.functional.pad(images, [self.shift] * 4)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+        down, right = torch.randint(0, 2 * self.shift + 1, (2, count))
+        shifted = windows[torch.arange(count), :, down, right]
+        if self.mirror:
+            mirrored = torch.rand(count)[:, None, None, None] < 0.5
+            shifted = torch.where(mirrored, shifted.flip(3), shifted)
+        if self.flat:
+            return shifted.flatten(1)
+        return shifted.contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """A data set as a network needs it.
+
+    Attributes:
+        training: what to train on.
+        validation: images and labels to choose on.
+    """
+
+    training: Augmented
+    validation: tuple[Tensor, Tensor]
+
+
+def load_images(name: str, batch: int, shift: int, mirror: bool) -> Images:
+    """The training set of a pretrained net, split in two; the same split for every seed."""
+    images, labels = zoo.calibration_set(name)
+    shape = images.shape[1:]
+    if len(shape) == 1:
+        images = images.reshape(-1, 1, 28, 28)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    held, used = order[:VALIDATION], order[VALIDATION:]
+    training = Augmented(images[used], labels[used], batch, shift, mirror, len(shape) == 1)
+    return Images(training, (images[held].reshape(-1, *shape), labels[held]))
+
+
+def error(module: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of wrong predictions, %."""
+    with torch.inference_mode():
+        found = torch.cat([module(part).argmax(1) for part in images.split(250)])
+    return 100 * float((found != labels).float().mean())

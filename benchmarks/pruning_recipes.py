@@ -1,0 +1,147 @@
+"""How each network of the pruning benchmark is trained and pruned; chosen on validation images."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training of `shohin.Trainer`, with stochastic gradient descent and a cosine schedule."""
+
+    epochs: int
+    learning_rate: float
+    weight_decay: float = 5e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """A pruned network.
+
+    Attributes:
+        passes: the pipeline.
+        retraining: of every round.
+        least: times fewer parameters, biases and normalisations included.
+        most: percent of test images that may be wrong; above the baseline's where `relative`.
+    """
+
+    passes: str
+    retraining: Training
+    least: float
+    most: float
+    relative: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A network, its baseline and its goals.
+
+    Attributes:
+        network: in `shohin.zoo`.
+        images: the name of the pretrained net that sees the same images.
+        pretrained: weights to start from; random ones where there is none.
+        goals: by name.
+        baseline: how the baseline is trained from the start.
+        from_baseline: whether pruning starts from the baseline or from where the baseline did.
+        batch: images in a batch.
+        shift: furthest shift of the training images, pixels.
+        mirror: whether training images are mirrored.
+        precision: of the arithmetic while training.
+    """
+
+    network: str
+    images: str
+    goals: Mapping[str, Goal]
+    baseline: Training
+    pretrained: str | None = None
+    from_baseline: bool = True
+    batch: int = 128
+    shift: int = 2
+    mirror: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+def _prune(rounds: int, **layers: float) -> str:
+    kept = ", ".join(f"{name}.weight: {density:g}" for name, density in layers.items())
+    return f"prune{{densities={{{kept}}} rounds={rounds}}}, remove-dead"
+
+
+_LENET_300_100 = Recipe(
+    network="lenet-300-100",
+    images="lenet-300-100",
+    baseline=Training(epochs=40, learning_rate=0.05),
+    shift=1,
+    goals={
+        "12x": Goal(
+            passes=_prune(3, ip1=0.08, ip2=0.09, ip3=0.26),
+            retraining=Training(epochs=10, learning_rate=0.02, weight_decay=1e-4),
+            least=12,
+            most=1.64,
+        ),
+        "53x": Goal(
+            passes=_prune(8, ip1=0.0122, ip2=0.045, ip3=0.3),
+            retraining=Training(epochs=10, learning_rate=0.02, weight_decay=5e-5),
+            least=53,
+            most=1.99,
+        ),
+    },
+)
+_LENET_5 = Recipe(
+    network="lenet-5",
+    images="lenet-5",
+    baseline=Training(epochs=15, learning_rate=0.02),
+    precision="bfloat16",
+    goals={
+        "12x": Goal(
+            passes=_prune(2, conv1=0.66, conv2=0.12, ip1=0.08, ip2=0.19),
+            retraining=Training(epochs=5, learning_rate=0.01, weight_decay=1e-4),
+            least=12,
+            most=0.80,
+        ),
+        "100x": Goal(
+            passes=_prune(6, conv1=0.4, conv2=0.05, ip1=0.0045, ip2=0.08),
+            retraining=Training(epochs=5, learning_rate=0.02, weight_decay=5e-5),
+            least=100,
+            most=0.91,
+        ),
+    },
+)
+_RESNET_20 = Recipe(
+    network="resnet-20",
+    images="resnet-20-cifar10jpeg",
+    pretrained="resnet-20-cifar10jpeg",
+    from_baseline=False,
+    baseline=Training(epochs=10, learning_rate=0.05, weight_decay=1e-4),
+    precision="bfloat16",
+    shift=4,
+    mirror=True,
+    goals={
+        "5x": Goal(
+            passes="prune{density=0.185 scope=global rounds=2}, remove-dead",
+            retraining=Training(epochs=5, learning_rate=0.05, weight_decay=1e-4),
+            least=5,
+            most=0.5,
+            relative=True,
+        ),
+    },
+)
+_VGG_9 = Recipe(
+    network="vgg-9",
+    images="vgg-9",
+    pretrained="vgg-9",
+    from_baseline=False,
+    baseline=Training(epochs=4, learning_rate=0.01),
+    precision="bfloat16",
+    shift=4,
+    mirror=True,
+    goals={
+        "5x": Goal(
+            passes="prune{density=0.15 scope=global rounds=2}, remove-dead",
+            retraining=Training(epochs=2, learning_rate=0.01),
+            least=5,
+            most=0.5,
+            relative=True,
+        ),
+    },
+)
+RECIPES = {one.network: one for one in (_LENET_300_100, _LENET_5, _VGG_9, _RESNET_20)}
