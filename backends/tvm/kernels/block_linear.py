@@ -11,47 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from shohin.backends.tvm.kernels.control import whole_or_rest
 from shohin.backends.tvm.kernels.emit import (
     LANES,
     Array,
     Buffer,
     Expr,
-    Kernel,
-    Parameter,
-    ceil_div,
+    blocks,
     local,
     number,
     ramp,
     splat,
     store,
 )
-from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
-from shohin.backends.tvm.kernels.groups import even_groups
+from shohin.backends.tvm.kernels.epilogue import apply_steps
+from shohin.backends.tvm.kernels.groups import Counts, Lists, even_groups
+from shohin.backends.tvm.kernels.list_linear import ListLinear
 from shohin.backends.tvm.kernels.partial import load_lanes, store_lanes
 
 
 @dataclass(frozen=True)
-class BlockSparseLinear(Kernel):
-    """``y = steps(x @ w.T + bias)`` with blocks of sixteen outputs and one input.
+class BlockSparseLinear(ListLinear):
+    """An entry is the weights of sixteen outputs for one input."""
 
-    Attributes:
-        rows: rows of ``x`` ``[M, K]`` and ``y`` ``[M, N]``.
-        depth: K.
-        columns: N.
-        blocks: blocks with weights, filled up to whole multiples of `sums`.
-        groups: work items.
-        sums: independent sums of a block.
-        steps: element-wise steps; ``full`` operands are ``[M, N]``, ``channel`` ones along N and
-            padded to whole blocks.
-    """
-
-    rows: int
-    depth: int
-    columns: int
-    blocks: int
-    groups: int
-    sums: int
-    steps: tuple[Step, ...] = ()
+    lanes = LANES
 
     @property
     def family(self) -> str:
@@ -59,56 +42,24 @@ class BlockSparseLinear(Kernel):
         return "block_linear"
 
     @property
-    def block_rows(self) -> int:
-        """Blocks of outputs."""
-        return ceil_div(self.columns, LANES)
-
-    @property
-    def extent(self) -> int:
-        """Groups of blocks of outputs."""
-        return self.groups
-
-    @property
     def operations(self) -> int:
         """Multiply-accumulates."""
-        return self.rows * (self.blocks + 4 * self.block_rows) * LANES
+        return self.rows * (self.entries + 4 * self.outputs) * LANES
 
     @property
     def index_dtype(self) -> str:
         """The narrowest type for an input's number."""
         return "uint16" if self.depth <= 1 << 16 else "int32"
 
-    def parameters(self) -> tuple[Parameter, ...]:
-        """Rows, values, indices, starts of lists, groups, bias, step operands, rows."""
-        result, width = (self.rows, self.columns), self.block_rows * LANES
-        return (
-            Parameter("x", (self.rows, self.depth)),
-            Parameter("value", (max(1, self.blocks), LANES)),
-            Parameter("index", (max(1, self.blocks),), self.index_dtype),
-            Parameter("start", (self.block_rows + 1,), "int32"),
-            Parameter("group", (self.groups + 1,), "int32"),
-            Parameter("bias", (width,)),
-            *operand_parameters(self.steps, result, width),
-            Parameter("y", result),
-        )
-
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
         """The blocks of outputs of one group."""
         group = buffers[4]
         low = group[item]
-        whole, valid = divmod(self.columns, LANES)
         with T.serial(0, group[item + 1] - low) as output, T.serial(0, self.rows) as row:
             block = low + output
-            if valid == 0:
-                self._block(buffers, row, block, LANES)
-            elif whole == 0:
-                self._block(buffers, row, block, valid)
-            else:
-                with T.If(block < whole):
-                    with T.Then():
-                        self._block(buffers, row, block, LANES)
-                    with T.Else():
-                        self._block(buffers, row, block, valid)
+            whole_or_rest(
+                block, LANES, self.columns, lambda valid: self._block(buffers, row, block, valid)
+            )
 
     def _block(self, buffers: tuple[Buffer, ...], row: Expr, block: Expr, valid: int) -> None:
         x, value, index, start, _, bias, *operands, y = buffers
@@ -140,51 +91,34 @@ class BlockSparseLinear(Kernel):
         )
         store_lanes(y, place, column, result, valid)
 
-    def sample(self) -> dict[str, Array]:
-        """Lists of equal length."""
-        generator = np.random.default_rng(0)
-        index = generator.integers(0, self.depth, max(1, self.blocks))
-        units = np.arange(self.block_rows + 1) * (self.blocks // self.sums) // self.block_rows
-        start = units * self.sums
+    @staticmethod
+    def counts(weight: Array) -> Counts:
+        """``[N/16]``: blocks with weights of each sixteen outputs."""
+        return np.asarray(np.count_nonzero(_used_blocks(weight), axis=1))
+
+    def pack(self, weight: Array) -> dict[str, Array]:
+        """Weights as lists of blocks, by the names of parameters."""
+        used = _used_blocks(weight)
+        rows, columns = np.nonzero(used)
+        lists = Lists(np.count_nonzero(used, axis=1), self.sums)
+        places = lists.places(rows)
+        full = np.zeros((self.width, weight.shape[1]), np.float32)
+        full[: weight.shape[0]] = weight
+        value = np.zeros((max(1, self.entries), LANES), np.float32)
+        index = np.zeros(max(1, self.entries), self.index_dtype)
+        value[places] = full.reshape(self.outputs, LANES, -1)[rows, :, columns]
+        index[places] = columns
         return {
-            "index": index.astype(self.index_dtype),
-            "start": start.astype(np.int32),
-            "group": even_groups(np.diff(start), self.groups),
+            "value": value,
+            "index": index,
+            "start": lists.start,
+            "group": even_groups(lists.lengths, self.groups),
         }
-
-
-def block_entries(weight: Array, sums: int) -> int:
-    """Blocks of the lists of ``[N, K]`` weights."""
-    return int((-(-_used_blocks(weight).sum(axis=1) // sums) * sums).sum())
 
 
 def _used_blocks(weight: Array) -> NDArray[np.bool_]:
     """``[N/16, K]``: whether any of sixteen outputs has a weight for an input."""
-    rows = ceil_div(weight.shape[0], LANES)
+    rows = blocks(weight.shape[0])
     full = np.zeros((rows * LANES, weight.shape[1]), np.bool_)
     full[: weight.shape[0]] = weight != 0
     return np.asarray(full.reshape(rows, LANES, -1).any(axis=1))
-
-
-def pack_blocks(weight: Array, kernel: BlockSparseLinear) -> dict[str, Array]:
-    """``[N, K]`` weights as the kernel's blocks, by the names of its parameters."""
-    used = _used_blocks(weight)
-    counts = used.sum(axis=1)
-    sums = kernel.sums
-    lengths = -(-counts // sums) * sums
-    start = np.concatenate([[0], np.cumsum(lengths)])
-    rows, columns = np.nonzero(used)
-    first = np.concatenate([[0], np.cumsum(counts)])
-    places = np.arange(rows.size) - first[rows] + start[rows]
-    full = np.zeros((kernel.block_rows * LANES, weight.shape[1]), np.float32)
-    full[: weight.shape[0]] = weight
-    value = np.zeros((max(1, kernel.blocks), LANES), np.float32)
-    index = np.zeros(max(1, kernel.blocks), kernel.index_dtype)
-    value[places] = full.reshape(kernel.block_rows, LANES, -1)[rows, :, columns]
-    index[places] = columns
-    return {
-        "value": value,
-        "index": index,
-        "start": start.astype(np.int32),
-        "group": even_groups(lengths, kernel.groups),
-    }

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from shohin.backends.tvm.kernels.control import either
 from shohin.backends.tvm.kernels.conv_tiles import ConvTile, cache_blocked, tile_options
 from shohin.backends.tvm.kernels.emit import (
     LANES,
@@ -28,8 +29,6 @@ from shohin.backends.tvm.kernels.emit import (
 )
 from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
 from shohin.backends.tvm.kernels.geometry import Geometry
-
-Emit = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -207,19 +206,9 @@ class _RowEmitter:
             for pixel, block in places:
                 self._store(sums, start, pixel, block)
 
-        self._either(self.part == 0, start_from_bias, go_on)
+        either(self.part == 0, start_from_bias, go_on)
         self._sum(sums, start, width, position)
-        self._either(self.part == self.parts - 1, finish, wait)
-
-    def _either(self, condition: Expr, then: Emit, otherwise: Emit) -> None:
-        if self.parts == 1:
-            then()
-            return
-        with T.If(condition):
-            with T.Then():
-                then()
-            with T.Else():
-                otherwise()
+        either(self.part == self.parts - 1, finish, wait)
 
     def _sum(self, sums: Buffer, start: Expr, width: int, position: int | None) -> None:
         length = self.conv.tile.input_blocks or self.conv.group_blocks

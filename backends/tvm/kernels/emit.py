@@ -138,6 +138,13 @@ def store(buffer: Buffer, indices: list[Expr], value: Expr) -> None:
     T.buffer_store(buffer, value, indices)
 
 
+def held(value: Expr, lanes: int) -> Expr:
+    """The value from a register: TVM unfolds an expression that is used more than once."""
+    register = local(lanes)
+    store(register, [ramp(0, lanes)], value)
+    return register[ramp(0, lanes)]
+
+
 def ceil_div(value: int, divisor: int) -> int:
     """``ceil(value / divisor)``."""
     return -(-value // divisor)

@@ -7,7 +7,7 @@ from typing import Literal
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from shohin.backends.tvm.kernels import vector_math as vm
-from shohin.backends.tvm.kernels.emit import Buffer, Expr, Parameter, local, number, ramp, store
+from shohin.backends.tvm.kernels.emit import Buffer, Expr, Parameter, held, number
 
 OperandKind = Literal["none", "full", "channel"]
 Unary = Callable[[Expr], Expr]
@@ -102,14 +102,6 @@ def apply_step(step: Step, x: Expr, operand: Expr | None) -> Expr:
     return BINARY[step.kind.removesuffix("-scalar")](x, number(step.constants[0], lanes))
 
 
-def _held(x: Expr) -> Expr:
-    """The value from a register: TVM unfolds an expression that is used more than once."""
-    lanes = vm.lanes_of(x)
-    register = local(lanes)
-    store(register, [ramp(0, lanes)], x)
-    return register[ramp(0, lanes)]
-
-
 def apply_steps(
     steps: tuple[Step, ...],
     x: Expr,
@@ -133,7 +125,7 @@ def apply_steps(
             operand = load_full(next(remaining))
         elif step.operand == "channel":
             operand = load_channel(next(remaining))
-        x = _held(apply_step(step, x, operand))
+        x = held(apply_step(step, x, operand), vm.lanes_of(x))
     return x
 
 

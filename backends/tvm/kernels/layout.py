@@ -1,9 +1,11 @@
 """Conversions between plain NCHW and blocked ``[N, C/16, H*W, 16]``, and transposition."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from shohin.backends.tvm.kernels.control import whole_or_rest
 from shohin.backends.tvm.kernels.emit import (
     LANES,
     Buffer,
@@ -11,15 +13,18 @@ from shohin.backends.tvm.kernels.emit import (
     Kernel,
     Parameter,
     blocks,
+    ceil_div,
     number,
     ramp,
     store,
 )
+from shohin.backends.tvm.kernels.partial import load_lanes, store_lanes
+from shohin.backends.tvm.kernels.transposition import transposed
 
 
 @dataclass(frozen=True)
 class _Conversion(Kernel):
-    """Common form of both directions.
+    """Common form of both directions: sixteen channels of sixteen pixels at a time.
 
     Attributes:
         batch: images.
@@ -38,7 +43,7 @@ class _Conversion(Kernel):
 
     @property
     def operations(self) -> int:
-        """Elements moved, scattered ones counted as two."""
+        """Elements, read and written."""
         return self.batch * self.channels * self.pixels * 2
 
     @property
@@ -49,9 +54,28 @@ class _Conversion(Kernel):
     def _blocked(self) -> tuple[int, ...]:
         return (self.batch, blocks(self.channels), self.pixels, LANES)
 
-    def _place(self, item: Expr) -> tuple[Expr, Expr]:
+    def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
+        """One block of one image."""
         count = blocks(self.channels)
-        return T.floordiv(item, count), T.floormod(item, count)
+        place = T.floordiv(item, count), T.floormod(item, count)
+        whole_or_rest(
+            place[1], LANES, self.channels, lambda lanes: self._block(buffers, place, lanes)
+        )
+
+    def _block(self, buffers: tuple[Buffer, ...], place: tuple[Expr, Expr], lanes: int) -> None:
+        """The block of so many channels. The last pixels overlap with those before."""
+        steps = ceil_div(self.pixels, LANES)
+        with T.serial(0, steps) as step:
+            first = step * LANES
+            if self.pixels % LANES:
+                first = T.min(first, max(0, self.pixels - LANES))
+            self._pixels(buffers, place, lanes, first)
+
+    @abstractmethod
+    def _pixels(
+        self, buffers: tuple[Buffer, ...], place: tuple[Expr, Expr], lanes: int, first: Expr
+    ) -> None:
+        """Sixteen pixels, or all where there are fewer, of so many channels of a block."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +91,19 @@ class ToBlocked(_Conversion):
         """Plain input, blocked output."""
         return Parameter("x", self._plain), Parameter("y", self._blocked)
 
-    def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
-        """One block of one image."""
+    def _pixels(
+        self, buffers: tuple[Buffer, ...], place: tuple[Expr, Expr], lanes: int, first: Expr
+    ) -> None:
         x, y = buffers
-        image, block = self._place(item)
-        ragged = self.channels % LANES
-        with T.serial(0, self.pixels) as pixel:
-            if ragged:
-                store(y, [image, block, pixel, ramp(0)], number(0.0))
-            lanes = T.min(LANES, self.channels - block * LANES) if ragged else LANES
-            with T.serial(0, lanes) as lane:
-                store(y, [image, block, pixel, lane], x[image, block * LANES + lane, pixel])
+        image, block = place
+
+        def row(lane: int) -> Expr:
+            channel = block * LANES + lane
+            return load_lanes(x, lambda last: [image, channel, last], first, self.pixels)
+
+        rows = [row(lane) if lane < lanes else number(0.0) for lane in range(LANES)]
+        for pixel, vector in enumerate(transposed(rows)[: self.pixels]):
+            store(y, [image, block, first + pixel, ramp(0)], vector)
 
 
 @dataclass(frozen=True)
@@ -93,13 +119,23 @@ class ToPlain(_Conversion):
         """Blocked input, plain output."""
         return Parameter("x", self._blocked), Parameter("y", self._plain)
 
-    def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
-        """One block of one image."""
+    def _pixels(
+        self, buffers: tuple[Buffer, ...], place: tuple[Expr, Expr], lanes: int, first: Expr
+    ) -> None:
         x, y = buffers
-        image, block = self._place(item)
-        lanes = T.min(LANES, self.channels - block * LANES) if self.channels % LANES else LANES
-        with T.serial(0, lanes) as lane, T.serial(0, self.pixels) as pixel:
-            store(y, [image, block * LANES + lane, pixel], x[image, block, pixel, lane])
+        image, block = place
+
+        def row(pixel: int) -> Expr:
+            return x[image, block, first + pixel, ramp(0)]
+
+        rows = [row(pixel) if pixel < self.pixels else number(0.0) for pixel in range(LANES)]
+        for lane, vector in enumerate(transposed(rows)[:lanes]):
+            channel = block * LANES + lane
+
+            def there(last: Expr, channel: Expr = channel) -> list[Expr]:
+                return [image, channel, last]
+
+            store_lanes(y, there, first, vector, self.pixels)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ once, at many rows a tile of MR x NR sums stays in registers. A batched product 
 operand where it lies, ``[B, K, N]``.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from shohin.backends.tvm.kernels.control import whole_or_rest
 from shohin.backends.tvm.kernels.emit import (
     LANES,
     Buffer,
@@ -133,41 +133,14 @@ class MatMul(Kernel):
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
         """One tile of the result; ragged edges are separate code."""
         emitter = _TileEmitter(self, item, buffers)
-        full_rows, rest_rows = divmod(self.rows, self.tile.rows)
         columns = LANES * self.tile.column_blocks
-        full_columns, rest_columns = divmod(self.columns, columns)
 
         def over_columns(rows: int) -> None:
-            _either(
-                emitter.column_tile,
-                full_columns,
-                rest_columns > 0,
-                lambda: emitter.emit(rows, columns),
-                lambda: emitter.emit(rows, rest_columns),
+            whole_or_rest(
+                emitter.column_tile, columns, self.columns, lambda width: emitter.emit(rows, width)
             )
 
-        _either(
-            emitter.row_tile,
-            full_rows,
-            rest_rows > 0,
-            lambda: over_columns(self.tile.rows),
-            lambda: over_columns(rest_rows),
-        )
-
-
-def _either(
-    tile: Expr, whole: int, ragged: bool, full: Callable[[], None], rest: Callable[[], None]
-) -> None:
-    if not ragged:
-        full()
-    elif whole == 0:
-        rest()
-    else:
-        with T.If(tile < whole):
-            with T.Then():
-                full()
-            with T.Else():
-                rest()
+        whole_or_rest(emitter.row_tile, self.tile.rows, self.rows, over_columns)
 
 
 class _TileEmitter:

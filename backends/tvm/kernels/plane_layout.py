@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from shohin.backends.tvm.kernels.emit import (
@@ -21,6 +20,7 @@ from shohin.backends.tvm.kernels.emit import (
     store,
 )
 from shohin.backends.tvm.kernels.planes import Planes, Run, runs_of
+from shohin.backends.tvm.kernels.transposition import transposed
 
 Source = Literal["plain", "blocked"]
 
@@ -48,7 +48,7 @@ class _Conversion(Kernel):
 
     @property
     def extent(self) -> int:
-        """Images times groups times rows of the image."""
+        """Images times groups of channels."""
         return self.batch * self.groups
 
     @property
@@ -206,23 +206,3 @@ def _store_if(count: Expr, channel: int, buffer: Buffer, place: list[Expr], valu
         return
     with T.If(channel < count), T.Then():
         store(buffer, place, value)
-
-
-def transposed(vectors: list[Expr]) -> list[Expr]:
-    """Sixteen vectors as the columns of what they are the rows of: four stages of exchanges."""
-    held = [_held(vector) for vector in vectors]
-    for step in (8, 4, 2, 1):
-        for first in (index for index in range(LANES) if not index & step):
-            pair = [held[first], held[first + step]]
-            low = [lane if not lane & step else lane - step + LANES for lane in range(LANES)]
-            high = [lane + step if not lane & step else lane + LANES for lane in range(LANES)]
-            held[first] = _held(tirx.Shuffle(pair, low))
-            held[first + step] = _held(tirx.Shuffle(pair, high))
-    return held
-
-
-def _held(value: Expr) -> Expr:
-    """The value from a register: TVM unfolds an expression that is used more than once."""
-    register = local(LANES)
-    store(register, [ramp(0)], value)
-    return register[ramp(0)]

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
@@ -18,6 +17,7 @@ from shohin.backends.tvm.kernels.emit import (
     store,
 )
 from shohin.backends.tvm.kernels.planes import Planes, cut
+from shohin.backends.tvm.kernels.pool import Mode, combined
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PlanePool(Kernel):
         border: width of the frame left around the result's tiles.
     """
 
-    mode: Literal["max", "average"]
+    mode: Mode
     batch: int
     channels: int
     source: Planes
@@ -82,17 +82,11 @@ class PlanePool(Kernel):
             store(total, [ramp(0)], x[item, places[0], ramp(0)])
             for place in places[1:]:
                 value = x[item, place, ramp(0)]
-                store(total, [ramp(0)], self._combine(total[ramp(0)], value))
+                store(total, [ramp(0)], combined(self.mode, total[ramp(0)], value))
             result = total[ramp(0)]
             if self.mode == "average":
                 result = result * number(1.0 / len(taps))
             store(y, [item, self.result.at(row, column), ramp(0)], result)
-
-    def _combine(self, held: Expr, value: Expr) -> Expr:
-        if self.mode == "average":
-            return held + value
-        # NaN is the largest of all, as in PyTorch, whichever side it is on.
-        return T.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.maximum", held, value)
 
 
 def pools_in_planes(source: Planes, window: tuple[int, int]) -> bool:

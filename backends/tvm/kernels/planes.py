@@ -7,7 +7,8 @@ its neighbours, zero where the image ends. A strided convolution reads every ``s
 its planes are split in phases, each with the pixels that one tap reads.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from shohin.backends.tvm.kernels.emit import LANES, Expr, ceil_div
 
@@ -67,17 +68,16 @@ class Planes:
         """The vector of a pixel of the tiles; the border is beyond the tile's own pixels."""
         return (row + self.border) * self.framed[1] + column + self.border
 
+    def cut_like(self, other: "Planes") -> bool:
+        """Whether nothing but the borders differs."""
+        return self == replace(other, border=self.border)
+
     def serves(self, other: "Planes") -> bool:
         """Whether whatever reads the others can read these: only a wider border may differ."""
-        alike = (self.size, self.grid, self.tile, self.stride)
-        return self.border >= other.border and alike == (
-            other.size,
-            other.grid,
-            other.tile,
-            other.stride,
-        )
+        return self.border >= other.border and self.cut_like(other)
 
 
+@lru_cache(maxsize=256)
 def cut(size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """A grid and a tile that waste few pixels of an image and divide well among registers.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from shohin.backends.tvm.kernels.control import whole_or_rest
 from shohin.backends.tvm.kernels.emit import (
     LANES,
     Buffer,
@@ -109,14 +110,8 @@ class Pointwise(Kernel):
         if not self._whole:
             for_each_vector(self.inner, vector)
             return
-        full, rest = divmod(self._length, _CHUNK)
-        if rest == 0:
-            for_each_vector(_CHUNK, lambda at, valid: vector(item * _CHUNK + at, valid))
-        elif full == 0:
-            for_each_vector(rest, vector)
-        else:
-            with T.If(item < full):
-                with T.Then():
-                    for_each_vector(_CHUNK, lambda at, valid: vector(item * _CHUNK + at, valid))
-                with T.Else():
-                    for_each_vector(rest, lambda at, valid: vector(full * _CHUNK + at, valid))
+
+        def chunk(length: int) -> None:
+            for_each_vector(length, lambda at, valid: vector(item * _CHUNK + at, valid))
+
+        whole_or_rest(item, _CHUNK, self._length, chunk)

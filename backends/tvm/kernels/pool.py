@@ -22,6 +22,16 @@ from shohin.backends.tvm.kernels.geometry import Geometry
 _PIXELS = 4
 """Neighbouring pixels that are pooled together: enough to hide the latency of a maximum."""
 
+Mode = Literal["max", "average"]
+
+
+def combined(mode: Mode, held: Expr, value: Expr) -> Expr:
+    """What a window's pixels so far, maximum or sum, become with one more."""
+    if mode == "average":
+        return held + value
+    # NaN is the largest of all, as in PyTorch, whichever side it is on.
+    return T.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.maximum", held, value)
+
 
 @dataclass(frozen=True)
 class Pool2d(Kernel):
@@ -42,7 +52,7 @@ class Pool2d(Kernel):
         output_blocks: blocks of channels from one output image to the next; 0 for its own.
     """
 
-    mode: Literal["max", "average"]
+    mode: Mode
     batch: int
     channel_blocks: int
     size: tuple[int, int]
@@ -135,18 +145,12 @@ class Pool2d(Kernel):
                 column = self.geometry.column(start + pixel, tap)
                 value = x[image, block, self.geometry.row(row, tap_row), column, ramp(0)]
                 lane = ramp(pixel * LANES)
-                store(totals, [lane], self._combine(totals[lane], value))
+                store(totals, [lane], combined(self.mode, totals[lane], value))
         for pixel in range(width):
             result = totals[ramp(pixel * LANES)]
             if self.mode == "average":
                 result = result * splat(self._reciprocal(row, start + pixel, rows, taps))
             store(y, [image, block, row, start + pixel, ramp(0)], result)
-
-    def _combine(self, held: Expr, value: Expr) -> Expr:
-        if self.mode == "average":
-            return held + value
-        # NaN is the largest of all, as in PyTorch, whichever side it is on.
-        return T.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.maximum", held, value)
 
     def _reciprocal(
         self, row: Expr, column: Expr, rows: tuple[Expr, Expr], taps: tuple[int, int]

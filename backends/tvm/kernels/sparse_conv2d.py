@@ -7,13 +7,13 @@ over them; sums wait in the output from chunk to chunk. One work item is a tile 
 group of filters; groups have about equally many weights.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from shohin.backends.tvm.kernels.control import either
 from shohin.backends.tvm.kernels.emit import (
     LANES,
     Array,
@@ -31,8 +31,6 @@ from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_para
 from shohin.backends.tvm.kernels.geometry import Geometry
 from shohin.backends.tvm.kernels.groups import even_groups
 from shohin.backends.tvm.kernels.planes import Planes, cut, register_tiles
-
-Emit = Callable[[], None]
 
 _NEAR_CACHE = 24_000
 """Bytes of pixels that stay in a first level cache of 32 KiB beside weights and sums."""
@@ -280,9 +278,10 @@ class _TileEmitter:
             for number, pixel in enumerate(pixels):
                 self._finish(sums[ramp(number * LANES)], filter_, place(pixel))
 
-        self._either(chunk == 0, begin, go_on)
+        one = conv.chunks == 1
+        either(one or chunk == 0, begin, go_on)
         self._accumulate(sums, chunk, filter_, row * conv.source.framed[1] + column)
-        self._either(chunk == conv.chunks - 1, finish, wait)
+        either(one or chunk == conv.chunks - 1, finish, wait)
 
     def _accumulate(self, sums: Buffer, chunk: Expr, filter_: Expr, first: Expr) -> None:
         conv = self.conv
@@ -299,16 +298,6 @@ class _TileEmitter:
                 lane = ramp(number * LANES)
                 x = self.x[self.image, chunk_plane, vector, ramp(0)]
                 store(sums, [lane], sums[lane] + value * x)
-
-    def _either(self, condition: Expr, then: Emit, otherwise: Emit) -> None:
-        if self.conv.chunks == 1:
-            then()
-            return
-        with T.If(condition):
-            with T.Then():
-                then()
-            with T.Else():
-                otherwise()
 
     def _finish(self, total: Expr, filter_: Expr, place: list[Expr]) -> None:
         result = apply_steps(

@@ -8,49 +8,23 @@ item is a group of outputs; groups have about equally many weights.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from shohin.backends.tvm.kernels.emit import (
-    LANES,
-    Array,
-    Buffer,
-    Expr,
-    Kernel,
-    Parameter,
-    ceil_div,
-    local,
-    store,
-)
-from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
-from shohin.backends.tvm.kernels.groups import even_groups
+from shohin.backends.tvm.kernels.control import either
+from shohin.backends.tvm.kernels.emit import LANES, Array, Buffer, Expr, ceil_div, local, store
+from shohin.backends.tvm.kernels.epilogue import apply_steps
+from shohin.backends.tvm.kernels.groups import Counts, Lists, even_groups
+from shohin.backends.tvm.kernels.list_linear import ListLinear
 
 _CHUNK = 4096
 """Inputs that lists are cut at, so that those in use stay in the first level cache."""
 
 
 @dataclass(frozen=True)
-class SparseLinear(Kernel):
-    """``y = steps(x @ w.T + bias)`` with lists of weights.
+class SparseLinear(ListLinear):
+    """Every output has lists of its own, one for each chunk of inputs."""
 
-    Attributes:
-        rows: rows of ``x`` ``[M, K]`` and ``y`` ``[M, N]``.
-        depth: K.
-        columns: N.
-        entries: entries of all lists, filled up to whole multiples of `sums`; an output has a
-            list for each chunk of inputs.
-        groups: work items.
-        sums: independent sums of an output.
-        steps: element-wise steps; ``full`` operands are ``[M, N]``, ``channel`` ones ``[N]``.
-    """
-
-    rows: int
-    depth: int
-    columns: int
-    entries: int
-    groups: int
-    sums: int
-    steps: tuple[Step, ...] = ()
+    lanes = 1
 
     @property
     def family(self) -> str:
@@ -58,33 +32,24 @@ class SparseLinear(Kernel):
         return "sparse_linear"
 
     @property
-    def extent(self) -> int:
-        """Groups of outputs."""
-        return self.groups
-
-    @property
     def operations(self) -> int:
         """Entries; a scalar counts as much as a vector."""
         return self.rows * (self.entries + 8 * self.columns) * LANES
+
+    @property
+    def index_dtype(self) -> str:
+        """Numbers within a chunk."""
+        return "uint16"
 
     @property
     def chunks(self) -> int:
         """Chunks of inputs."""
         return ceil_div(self.depth, _CHUNK)
 
-    def parameters(self) -> tuple[Parameter, ...]:
-        """Rows, values, indices, starts of lists, groups, bias, step operands, rows."""
-        result = (self.rows, self.columns)
-        return (
-            Parameter("x", (self.rows, self.depth)),
-            Parameter("value", (max(1, self.entries),)),
-            Parameter("index", (max(1, self.entries),), "uint16"),
-            Parameter("start", (self.chunks * self.columns + 1,), "int32"),
-            Parameter("group", (self.groups + 1,), "int32"),
-            Parameter("bias", (self.columns,)),
-            *operand_parameters(self.steps, result, self.columns),
-            Parameter("y", result),
-        )
+    @property
+    def last_inputs(self) -> int:
+        """Inputs of the last chunk."""
+        return self.depth - (self.chunks - 1) * _CHUNK
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
         """The outputs of one group, chunk by chunk; their sums wait in the result."""
@@ -97,17 +62,15 @@ class SparseLinear(Kernel):
 
     def _output(self, buffers: tuple[Buffer, ...], chunk: Expr, column: Expr, row: Expr) -> None:
         x, value, index, start, _, bias, *operands, y = buffers
+        place = [row, column]
         sums = local(self.sums)
         for one in range(self.sums):
             store(sums, [one], T.float32(0.0))
-        if self.chunks == 1:
-            store(sums, [0], bias[column])
-        else:
-            with T.If(chunk == 0):
-                with T.Then():
-                    store(sums, [0], bias[column])
-                with T.Else():
-                    store(sums, [0], y[row, column])
+        either(
+            self.chunks == 1 or chunk == 0,
+            lambda: store(sums, [0], bias[column]),
+            lambda: store(sums, [0], y[tuple(place)]),
+        )
         begin = start[chunk * self.columns + column]
         end = start[chunk * self.columns + column + 1]
         with T.serial(0, T.floordiv(end - begin, self.sums)) as step:
@@ -123,64 +86,36 @@ class SparseLinear(Kernel):
                 self.steps,
                 sums[0],
                 tuple(operands),
-                lambda buffer: buffer[row, column],
+                lambda buffer: buffer[tuple(place)],
                 lambda buffer: buffer[column],
             )
-            store(y, [row, column], result)
+            store(y, place, result)
 
-        if self.chunks == 1:
-            finish()
-            return
-        with T.If(chunk == self.chunks - 1):
-            with T.Then():
-                finish()
-            with T.Else():
-                store(y, [row, column], sums[0])
+        last = self.chunks == 1 or chunk == self.chunks - 1
+        either(last, finish, lambda: store(y, place, sums[0]))
 
-    def sample(self) -> dict[str, Array]:
-        """Lists of equal length."""
-        generator = np.random.default_rng(0)
-        index = generator.integers(0, min(self.depth, _CHUNK), max(1, self.entries))
-        if self.chunks > 1:
-            index %= self.depth - (self.chunks - 1) * _CHUNK
-        lists = self.chunks * self.columns
-        start = np.arange(lists + 1) * (self.entries // self.sums) // lists * self.sums
+    @staticmethod
+    def counts(weight: Array) -> Counts:
+        """``[chunks, N]``: weights of each output in each chunk of inputs."""
+        starts = range(0, weight.shape[1], _CHUNK)
+        parts = [np.count_nonzero(weight[:, s : s + _CHUNK], axis=1) for s in starts]
+        return np.stack(parts)
+
+    def pack(self, weight: Array) -> dict[str, Array]:
+        """Weights as lists, by the names of parameters."""
+        counts = self.counts(weight)
+        lists = Lists(counts.reshape(-1), self.sums)
+        value = np.zeros(max(1, self.entries), np.float32)
+        index = np.zeros(max(1, self.entries), self.index_dtype)
+        for chunk in range(self.chunks):
+            part = weight[:, chunk * _CHUNK : (chunk + 1) * _CHUNK]
+            rows, columns = np.nonzero(part)
+            at = lists.places(chunk * self.columns + rows)
+            value[at], index[at] = part[rows, columns], columns
+        lengths = lists.lengths.reshape(counts.shape).sum(axis=0)
         return {
-            "index": index.astype(np.uint16),
-            "start": start.astype(np.int32),
-            "group": even_groups(np.full(self.columns, 1), self.groups),
+            "value": value,
+            "index": index,
+            "start": lists.start,
+            "group": even_groups(lengths, self.groups),
         }
-
-
-def _counts(weight: Array) -> NDArray[np.int64]:
-    """``[chunks, N]``: weights of each output in each chunk of inputs."""
-    starts = range(0, weight.shape[1], _CHUNK)
-    parts = [np.count_nonzero(weight[:, s : s + _CHUNK], axis=1) for s in starts]
-    return np.stack(parts).astype(np.int64)
-
-
-def list_entries(weight: Array, sums: int) -> int:
-    """Entries of the lists of ``[N, K]`` weights."""
-    return int((-(-_counts(weight) // sums) * sums).sum())
-
-
-def pack_rows(weight: Array, kernel: SparseLinear) -> dict[str, Array]:
-    """``[N, K]`` weights as the kernel's lists, by the names of its parameters."""
-    counts = _counts(weight)
-    lengths = -(-counts // kernel.sums) * kernel.sums
-    start = np.concatenate([[0], np.cumsum(lengths)])
-    first = np.concatenate([[0], np.cumsum(counts)])
-    value = np.zeros(max(1, kernel.entries), np.float32)
-    index = np.zeros(max(1, kernel.entries), np.uint16)
-    for chunk in range(kernel.chunks):
-        part = weight[:, chunk * _CHUNK : (chunk + 1) * _CHUNK]
-        rows, columns = np.nonzero(part)
-        lists = chunk * kernel.columns + rows
-        at = first[chunk * kernel.columns] + np.arange(rows.size) - first[lists] + start[lists]
-        value[at], index[at] = part[rows, columns], columns
-    return {
-        "value": value,
-        "index": index,
-        "start": start.astype(np.int32),
-        "group": even_groups(lengths.sum(axis=0), kernel.groups),
-    }

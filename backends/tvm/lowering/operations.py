@@ -99,6 +99,11 @@ class Convolution(Operation):
     sparse: bool = False
 
     @property
+    def may_be_sparse(self) -> bool:
+        """Whether a sparse kernel can compute it; none has groups."""
+        return self.sparse and self.groups == 1
+
+    @property
     def inputs(self) -> list[Value]:
         """The image."""
         return [self.x]

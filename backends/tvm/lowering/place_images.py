@@ -1,6 +1,7 @@
 """Planning of operations on images: which kernel, in which layout, with which packed weights."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,7 +10,6 @@ from shohin.backends.tvm.kernels.conv2d import Conv2d
 from shohin.backends.tvm.kernels.conv_tiles import choose_tile
 from shohin.backends.tvm.kernels.depthwise import DepthwiseConv2d
 from shohin.backends.tvm.kernels.emit import LANES, blocks
-from shohin.backends.tvm.kernels.geometry import Geometry
 from shohin.backends.tvm.kernels.plane_pool import PlanePool, pools_in_planes
 from shohin.backends.tvm.kernels.pool import GlobalAverage, Pool2d
 from shohin.backends.tvm.kernels.window import Concat, Window
@@ -24,11 +24,12 @@ from shohin.backends.tvm.lowering.operations import (
 from shohin.backends.tvm.lowering.place_sparse import place_sparse_convolution
 from shohin.backends.tvm.lowering.plan import Planner
 from shohin.backends.tvm.lowering.values import (
+    bias_numbers,
     blocked_bytes,
     dtype_text,
+    geometry_of,
     kernel_steps,
     numpy_of,
-    padded,
 )
 
 _PLAIN_CHANNELS = 4
@@ -36,8 +37,10 @@ _PLAIN_CHANNELS = 4
 
 
 def place_convolution(planner: Planner, op: Convolution) -> None:
-    """A convolution: depthwise, grouped in whole blocks, or dense."""
+    """A convolution: depthwise, grouped in whole blocks, dense, or sparse where that pays."""
     channels, filters = op.x.shape[1], op.output.shape[1]
+    if op.sparse and not op.may_be_sparse:
+        planner.note(op.label, "dense: a grouped convolution has no sparse kernel")
     if op.groups == channels == filters and channels > 1:
         _place_depthwise(planner, op)
         return
@@ -50,9 +53,7 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
             batch=op.x.shape[0],
             channels=channels if plain else blocks(channels) * LANES,
             filters=padded_filters,
-            geometry=Geometry(
-                size, (weight.shape[2], weight.shape[3]), op.stride, op.padding, op.dilation
-            ),
+            geometry=replace(geometry_of(op), size=size),
             groups=groups,
             plain_input=plain,
             tile=choose_tile(
@@ -62,14 +63,14 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
             last_channels=0 if plain or groups > 1 else channels % LANES,
             steps=kernel_steps(op),
         ),
-        timed=op.sparse,
+        timed=op.may_be_sparse,
     )
-    if op.sparse and place_sparse_convolution(planner, op, kernel):
+    if op.may_be_sparse and place_sparse_convolution(planner, op, kernel):
         return
     arguments = [
         planner.plain(op.x) if plain else planner.blocked(op.x),
         planner.constant(lambda: _pack_filters(weight, kernel)),
-        planner.constant(lambda: _bias(op, padded_filters)),
+        planner.constant(lambda: bias_numbers(op, padded_filters)),
         *planner.operands(op, blocked=True, width=padded_filters),
         planner.define_blocked(op.output),
     ]
@@ -78,11 +79,6 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
 
 def _macs(op: Convolution) -> int:
     return op.output.elements * math.prod(op.weight.shape[1:])
-
-
-def _bias(op: Convolution, width: int) -> Array:
-    numbers = numpy_of(op.bias) if op.bias is not None else np.zeros(0, np.float32)
-    return padded(numbers, width)
 
 
 def _merge_groups(weight: Array, groups: int, channels: int) -> tuple[Array, int]:
@@ -143,9 +139,8 @@ def _pack_filters(weight: Array, kernel: Conv2d) -> Array:
 
 def _place_depthwise(planner: Planner, op: Convolution) -> None:
     channels = blocks(op.x.shape[1]) * LANES
-    taps = (int(op.weight.shape[2]), int(op.weight.shape[3]))
-    size = (op.x.shape[2], op.x.shape[3])
-    geometry = Geometry(size, taps, op.stride, op.padding, op.dilation)
+    geometry = geometry_of(op)
+    taps = geometry.kernel
     tile = choose_tile(op.output.shape[3], 1, min(12, planner.target.registers()), 1)
     kernel = planner.choose(
         DepthwiseConv2d(
@@ -163,7 +158,7 @@ def _place_depthwise(planner: Planner, op: Convolution) -> None:
     arguments = [
         planner.blocked(op.x),
         planner.constant(lambda: packed),
-        planner.constant(lambda: _bias(op, channels)),
+        planner.constant(lambda: bias_numbers(op, channels)),
         *planner.operands(op, blocked=True, width=channels),
         planner.define_blocked(op.output),
     ]
@@ -200,8 +195,8 @@ def _pool_planes(planner: Planner, op: Pooling) -> bool:
     if not pools_in_planes(planes, op.kernel):
         return False
     batch, channels = op.x.shape[:2]
-    border = planner.wanted_border(op.output)
-    kernel = PlanePool(op.mode, batch, channels, planes, op.kernel, border)
+    kernel = PlanePool(op.mode, batch, channels, planes, op.kernel, border=0)
+    kernel = replace(kernel, border=planner.wanted_border(op.output, kernel.result))
     arguments = [planner.planes(op.x, planes), planner.define_planes(op.output, kernel.result)]
     planner.call(kernel, arguments, op.label)
     planner.exchange(op.output, op.label)

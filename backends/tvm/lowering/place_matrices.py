@@ -20,9 +20,9 @@ from shohin.backends.tvm.lowering.operations import (
     Value,
     View,
 )
-from shohin.backends.tvm.lowering.place_sparse import place_sparse_linear
+from shohin.backends.tvm.lowering.place_sparse_linear import place_sparse_linear
 from shohin.backends.tvm.lowering.plan import Planner
-from shohin.backends.tvm.lowering.values import blocked_bytes, kernel_steps, numpy_of, padded
+from shohin.backends.tvm.lowering.values import bias_numbers, blocked_bytes, kernel_steps, numpy_of
 
 
 def place_linear(planner: Planner, op: Linear) -> None:
@@ -44,8 +44,7 @@ def place_linear(planner: Planner, op: Linear) -> None:
             return
     arguments = [x, planner.constant(lambda: _pack_rows(weight, kernel, image))]
     if op.bias is not None:
-        bias, width = op.bias, kernel.padded_columns
-        arguments.append(planner.constant(lambda: padded(numpy_of(bias), width)))
+        arguments.append(planner.constant(lambda: bias_numbers(op, kernel.padded_columns)))
     arguments += planner.operands(op, blocked=False, width=kernel.padded_columns)
     macs = op.output.elements * int(op.weight.shape[1])
     planner.call(kernel, [*arguments, planner.define_plain(op.output)], op.label, macs)

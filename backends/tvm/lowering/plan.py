@@ -10,6 +10,7 @@ from shohin.backends.tvm.kernels.exchange import Exchange
 from shohin.backends.tvm.kernels.layout import Copy, ToBlocked, ToPlain
 from shohin.backends.tvm.kernels.plane_layout import FromPlanes, Source, ToPlanes
 from shohin.backends.tvm.kernels.planes import Planes
+from shohin.backends.tvm.kernels.sparse_conv2d import needed_planes
 from shohin.backends.tvm.lowering.calls import KernelCall
 from shohin.backends.tvm.lowering.memory import ALIGNMENT, Buffer, ConstantFile, Placement
 from shohin.backends.tvm.lowering.operations import (
@@ -25,6 +26,7 @@ from shohin.backends.tvm.lowering.values import (
     blocked_bytes,
     constant_numbers,
     dtype_text,
+    geometry_of,
     numpy_of,
     padded,
 )
@@ -180,20 +182,27 @@ class Planner:
         """The planes that the image exists as if they serve, else what is needed."""
         return self._planes[value][0] if self.has_planes(value, needed) else needed
 
-    def wanted_border(self, value: Value) -> int:
-        """Width of the frame that those who will read an image as planes want around its tiles."""
+    def wanted_border(self, value: Value, planes: Planes) -> int:
+        """Width of the frame that those who will read an image as planes want around its tiles.
+
+        Args:
+            value: the image.
+            planes: how it is cut. Readers that need it cut in another way do not count: it is
+                converted for them.
+        """
         widths = [0]
         for reader in self._readers.get(value, []):
-            if isinstance(reader, Convolution) and reader.sparse and reader.stride == (1, 1):
-                widths.append(max(reader.padding))
+            if isinstance(reader, Convolution) and reader.may_be_sparse:
+                needed = needed_planes(geometry_of(reader))
+                widths += [needed.border] if planes.cut_like(needed) else []
             elif isinstance(reader, Concatenation) and reader.axis == 1:
-                widths.append(self.wanted_border(reader.output))
+                widths.append(self.wanted_border(reader.output, planes))
         return max(widths)
 
     def wants_planes(self, value: Value) -> bool:
         """Whether a convolution with a sparse weight reads the image."""
         readers = self._readers.get(value, [])
-        return any(isinstance(reader, Convolution) and reader.sparse for reader in readers)
+        return any(isinstance(reader, Convolution) and reader.may_be_sparse for reader in readers)
 
     def pooled_planes(self, value: Value) -> Planes | None:
         """The planes that an image exists as, where it has no other layout."""
@@ -204,7 +213,7 @@ class Planner:
     def exchange(self, value: Value, label: str) -> None:
         """Fill the borders of an image that was computed as planes, if somebody wants them."""
         planes, place = self._planes[value]
-        if self.wanted_border(value):
+        if self.wanted_border(value, planes):
             kernel = Exchange(value.shape[0], value.shape[1], planes)
             self.call(kernel, [place], f"{label}: borders")
 
@@ -214,10 +223,12 @@ class Planner:
         alike = len(found) == 1 and all(value in self._planes for value in values)
         return found.pop() if alike else None
 
-    def operand_border(self, operation: Operation) -> int:
-        """The widest frame of the second operands of an operation's steps that are planes."""
-        operands = [step.operand for step in operation.steps if step.operand in self._planes]
-        return max((self._planes[value][0].border for value in operands if value), default=0)
+    def operand_border(self, operation: Operation, result: Planes) -> int:
+        """The widest frame of those second operands that are cut as the result is."""
+        operands = [
+            self._planes[s.operand][0] for s in operation.steps if s.operand in self._planes
+        ]
+        return max((planes.border for planes in operands if planes.cut_like(result)), default=0)
 
     def planes(self, value: Value, wanted: Planes) -> Placement:
         """The image as exactly these planes, converted if need be."""

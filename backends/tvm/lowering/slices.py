@@ -76,7 +76,7 @@ def _fits(
     if part in slices or op.parts.count(part) > 1:
         return False
     producer = producers.get(part)
-    if isinstance(producer, Convolution) and producer.sparse:
+    if isinstance(producer, Convolution) and producer.may_be_sparse:
         return False
     if part.shape[0] > 1:
         return isinstance(producer, _STRIDED) and reads[part] == 1

@@ -5,7 +5,8 @@ import torch
 
 from shohin.backends.tvm.kernels.emit import LANES, blocks
 from shohin.backends.tvm.kernels.epilogue import Step
-from shohin.backends.tvm.lowering.operations import Array, Operation, Value
+from shohin.backends.tvm.kernels.geometry import Geometry
+from shohin.backends.tvm.lowering.operations import Array, Convolution, Linear, Operation, Value
 
 
 def blocked_bytes(value: Value) -> int:
@@ -37,6 +38,25 @@ def constant_numbers(value: Value) -> Array:
 def dtype_text(dtype: torch.dtype) -> str:
     """TVM's name of an element type."""
     return str(dtype).removeprefix("torch.")
+
+
+def bias_numbers(operation: Convolution | Linear, width: int) -> Array:
+    """The bias with zeros behind it; all are zero where there is none."""
+    bias = operation.bias
+    return padded(numpy_of(bias) if bias is not None else np.zeros(0, np.float32), width)
+
+
+def geometry_of(operation: Convolution) -> Geometry:
+    """Where the windows of a convolution lie."""
+    height, width = operation.x.shape[2:]
+    rows, columns = operation.weight.shape[2:]
+    return Geometry(
+        (height, width),
+        (int(rows), int(columns)),
+        operation.stride,
+        operation.padding,
+        operation.dilation,
+    )
 
 
 def kernel_steps(operation: Operation) -> tuple[Step, ...]:

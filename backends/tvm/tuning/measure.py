@@ -19,10 +19,11 @@ from shohin.backends.tvm.link import link_kernels
 from shohin.backends.tvm.objects import emit_object
 from shohin.backends.tvm.processor import Processor
 
+Sample = Mapping[int, Array]
+
 _BUDGET = 0.012
 _LEAST_ROUNDS = 5
 _MOST_ROUNDS = 100
-Sample = Mapping[int, Array]
 _SECOND_LEVEL = 1 << 20
 _LAST_LEVEL = 1 << 24
 """Floats that are more than a cache of that level holds."""

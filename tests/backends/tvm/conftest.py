@@ -25,3 +25,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture
+def always_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Estimates by which sparse kernels win wherever there is one."""
+    costs = "shohin.backends.tvm.lowering.sparse_costs"
+    monkeypatch.setattr(f"{costs}._SPARSE_COST", 1e-9)
+    monkeypatch.setattr(f"{costs}._ELEMENTS_A_MILLISECOND", 1e30)

@@ -1,20 +1,20 @@
 """Fully connected layers with few weights."""
 
 import random
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from harness import ALL_STEPS, Array, KernelLibrary, apply_steps, random_array, sum_of_products
 
-from shohin.backends.tvm.kernels.block_linear import BlockSparseLinear, block_entries, pack_blocks
+from shohin.backends.tvm.kernels.block_linear import BlockSparseLinear
 from shohin.backends.tvm.kernels.epilogue import Step
-from shohin.backends.tvm.kernels.groups import even_groups
-from shohin.backends.tvm.kernels.sparse_linear import SparseLinear, list_entries, pack_rows
+from shohin.backends.tvm.kernels.groups import Lists, even_groups, filled_entries
+from shohin.backends.tvm.kernels.list_linear import ListLinear
+from shohin.backends.tvm.kernels.sparse_linear import SparseLinear
 from shohin.backends.tvm.target import CpuTarget
 
-Case = tuple[SparseLinear | BlockSparseLinear, Array]
+Case = tuple[ListLinear, Array]
 
 
 def _weight(columns: int, depth: int, density: float, blocked: bool, seed: int = 0) -> Array:
@@ -39,10 +39,9 @@ def _lists(
     blocked: bool = False,
 ) -> Case:
     weight = _weight(columns, depth, density, blocked)
-    count = block_entries if blocked else list_entries
-    family: Callable[..., SparseLinear | BlockSparseLinear]
     family = BlockSparseLinear if blocked else SparseLinear
-    return family(rows, depth, columns, count(weight, sums), groups, sums, steps), weight
+    entries = filled_entries(family.counts(weight), sums)
+    return family(rows, depth, columns, entries, groups, sums, steps), weight
 
 
 def _draw(seed: int) -> Case:
@@ -100,13 +99,10 @@ def _check(library: KernelLibrary, case: Case) -> None:
     )
     wide = [torch.from_numpy(operand).double() for operand in operands]
     expected = apply_steps(kernel.steps, sums, wide)
-    if isinstance(kernel, BlockSparseLinear):
-        lists = pack_blocks(weight, kernel)
-        width = kernel.block_rows * 16
-        bias = np.pad(bias, (0, width - kernel.columns))
-        operands = [np.pad(o, (0, width - o.size)) if o.ndim == 1 else o for o in operands]
-    else:
-        lists = pack_rows(weight, kernel)
+    lists = kernel.pack(weight)
+    missing = (0, kernel.width - kernel.columns)
+    bias = np.pad(bias, missing)
+    operands = [np.pad(o, missing) if o.ndim == 1 else o for o in operands]
     names = ("value", "index", "start", "group")
     expected.check(library.run(kernel, [x, *(lists[n] for n in names), bias, *operands]))
 
@@ -131,6 +127,15 @@ def test_samples_have_the_kernels_shapes() -> None:
             if parameter.name in sample:
                 assert sample[parameter.name].shape == parameter.shape
                 assert str(sample[parameter.name].dtype) == parameter.dtype
+
+
+def test_lists_lie_one_behind_the_other() -> None:
+    lists = Lists(np.array([3, 0, 5, 4]), 4)
+    assert lists.start.tolist() == [0, 4, 4, 12, 16]
+    assert lists.places(np.array([0, 0, 0, 2, 2, 2, 2, 2])).tolist() == [0, 1, 2, 4, 5, 6, 7, 8]
+    assert lists.places(np.array([3, 3, 3, 3])).tolist() == [12, 13, 14, 15]
+    assert lists.places(np.zeros(0, np.int64)).size == 0
+    assert filled_entries(np.array([[3, 0], [5, 4]]), 8) == 24
 
 
 def test_groups_cover_all_outputs_in_order() -> None:
