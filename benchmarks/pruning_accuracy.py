@@ -16,7 +16,7 @@ from torch import nn
 import shohin
 from shohin import zoo
 
-WORK = Path(__file__).parent / "work" / "pruning"
+WORK = Path(__file__).parent / "trained" / "pruning"
 
 
 def measure(networks: Iterable[str], seeds: Iterable[int], *, test: bool) -> None:
