@@ -12,9 +12,9 @@ from shohin import zoo
 
 NETWORK = "squeezenet-1.1"
 PIPELINES = {
-    "magnitude, every layer alike": "prune{density=0.3985}",
-    "magnitude, all layers together": "prune{density=0.3985 scope=global}",
-    "optimal brain surgeon": "prune{method=obs density=0.3985 scope=global}",
+    "magnitude, every layer alike": "prune{density=0.398}",
+    "magnitude, all layers together": "prune{density=0.398 scope=global}",
+    "optimal brain surgeon": "prune{method=obs density=0.398 scope=global}",
 }
 _BATCH = 50
 

@@ -32,7 +32,9 @@ def prune_layers(
     damping: float = 0.01,
     floor: float = 0.05,
     positions: int | None = 1024,
+    coherence: float = 4.0,
     memory: int = 1 << 30,
+    refits: int = 2,
     seed: int = 0,
     progress: Progress = _silent,
 ) -> dict[str, Tensor]:
@@ -41,14 +43,14 @@ def prune_layers(
     Layers are taken in data-flow order. With `x` the inputs that a layer has once all before it
     are pruned, and `y` its responses in the original network, pruning minimises::
 
-        sum ||y - W x - b||^2 + lambda ||W - W0||^2
+        sum_p ||e_p||^2 + c ||sum_p e_p||^2 / n + lambda ||W - W0||^2,    e = y - W x - b
 
-    over calibration examples and output positions, where `W0` are the original weights. Starting
-    from the best dense weights, each row loses one weight after the other, always the one that
-    raises the error least, the others being at their best; of all rows of a layer the cheapest
-    steps are taken. A bias that nothing else reads is corrected together with the weights. Groups
-    of a grouped convolution have inputs of their own. Inputs that are zero in every example lose
-    their weights first. A weight that several operators share is pruned once, for all their
+    over the `n` output positions, summed over calibration examples, where `W0` are the original
+    weights. Starting from the best dense weights, each row loses one weight after the other, always
+    the one that raises the error least, the others being at their best; of all rows of a layer the
+    cheapest steps are taken. A bias that nothing else reads is corrected together with the weights.
+    Groups of a grouped convolution have inputs of their own. Inputs that are zero in every example
+    lose their weights first. A weight that several operators share is pruned once, for all their
     inputs as they are when the first is reached.
 
     Weights that a `Sparse` encoding holds at zero stay zero. A layer of density 1 is left alone.
@@ -58,13 +60,19 @@ def prune_layers(
         densities: by weight name, the share of its elements to keep, 0 to 1.
         batches: calibration batches, read once for each layer, in order.
         scope: ``layer`` keeps the density of each weight; ``global`` keeps as many elements over
-            all of them, and drops those that cost least relative to the variance of their layer's
-            responses, as measured on the original network.
+            all of them, and drops those that move the network's outputs least: each layer is
+            pruned alone, to three densities, for all examples but the first 50, and the divergence
+            of the outputs measured on these, as of logits along axis 1. Those of layers are taken
+            to add up.
         damping: lambda over the mean diagonal of the inputs' second moments, 1e-5 at least. More
             holds weights nearer to the original ones, for few examples.
         floor: with the scope ``global``, the least share to keep of any weight.
         positions: most output positions of an image to use, drawn at random; None for all.
+        coherence: c, 0 or more. Errors that the positions of an image have in common do not cancel
+            where later layers sum over them.
         memory: most bytes of activations to keep between layers; what is more is computed again.
+        refits: how often the kept weights are fitted again where nothing but a ReLU reads the
+            responses, to what it lets through.
         seed: seed of the draw.
         progress: called before each layer, and after the last.
 
@@ -79,12 +87,15 @@ def prune_layers(
             for one row grows with the square of its inputs, and the time with the cube.
         PassError: naming a layer whose inputs are not finite.
     """
-    _check_options(densities, scope, damping)
+    _check_options(densities, scope, damping, coherence)
+    batches, sampling = _reread(batches), Sampling(positions, seed, coherence)
     layers = find_layers(program, list(densities))
-    surgeon = Surgeon(program, _reread(batches), damping, Sampling(positions, seed), memory)
-    kept = {layer.name: round(densities[layer.name] * layer.weight.numel()) for layer in layers}
+    kept = _counts(layers, densities)
     if scope == "global":
-        kept = _balance(surgeon, layers, kept, floor, progress)
+        scout = Surgeon(program, batches, damping, sampling, memory)
+        kept = _balance(scout, layers, kept, floor, progress)
+        del scout  # and the activations that it holds
+    surgeon = Surgeon(program, batches, damping, sampling, memory, refits)
     masks = {}
     for done, layer in enumerate(layers):
         progress(done, len(layers), layer.name)
@@ -101,6 +112,7 @@ def balance_densities(
     damping: float = 0.01,
     floor: float = 0.05,
     positions: int | None = 1024,
+    coherence: float = 4.0,
     memory: int = 1 << 30,
     seed: int = 0,
     progress: Progress = _silent,
@@ -111,17 +123,23 @@ def balance_densities(
     that every layer sees the inputs that those before it leave. Arguments and errors are those of
     `prune_layers`; nothing is changed.
     """
-    _check_options(densities, "global", damping)
+    _check_options(densities, "global", damping, coherence)
     layers = find_layers(program, list(densities))
-    surgeon = Surgeon(program, _reread(batches), damping, Sampling(positions, seed), memory)
-    kept = {layer.name: round(densities[layer.name] * layer.weight.numel()) for layer in layers}
-    shares = _balance(surgeon, layers, kept, floor, progress)
+    surgeon = Surgeon(
+        program, _reread(batches), damping, Sampling(positions, seed, coherence), memory
+    )
+    shares = _balance(surgeon, layers, _counts(layers, densities), floor, progress)
     return {layer.name: shares[layer.name] / layer.weight.numel() for layer in layers}
 
 
 def _reread(batches: Iterable[Batch]) -> Iterable[Batch]:
     """Batches that can be read any number of times."""
     return list(batches) if isinstance(batches, Iterator) else batches
+
+
+def _counts(layers: Sequence[Layer], densities: Mapping[str, float]) -> dict[str, int]:
+    """Number of elements to keep of each layer."""
+    return {layer.name: round(densities[layer.name] * layer.weight.numel()) for layer in layers}
 
 
 def _balance(
@@ -131,10 +149,14 @@ def _balance(
     floor: float,
     progress: Progress,
 ) -> dict[str, int]:
+    """Number of elements to keep of each layer, as many in all."""
+    share = sum(kept.values()) / max(1, sum(layer.weight.numel() for layer in layers))
+    # Measured around the density asked for, where most layers will end.
+    shares = (share * 0.6, share, (1 + share) / 2)
     costs = {}
     for done, layer in enumerate(layers):
         progress(done, len(layers), f"{layer.name}: cost")
-        costs[layer.name] = surgeon.dense_costs(layer)
+        costs[layer.name] = surgeon.costs(layer.name, shares)
     return allocate(costs, sum(kept.values()), floor)
 
 
@@ -162,7 +184,9 @@ def allocate(costs: Mapping[str, Tensor], kept: int, floor: float) -> dict[str, 
     return {name: int((~part).sum()) for name, part in zip(costs, parts, strict=True)}
 
 
-def _check_options(densities: Mapping[str, float], scope: Scope, damping: float) -> None:
+def _check_options(
+    densities: Mapping[str, float], scope: Scope, damping: float, coherence: float
+) -> None:
     for name, density in densities.items():
         if not 0 <= density <= 1:
             raise SpecError(f"density of '{name}'", f"expected 0 to 1, got {density}")
@@ -170,3 +194,5 @@ def _check_options(densities: Mapping[str, float], scope: Scope, damping: float)
         raise SpecError("obs scope", f"expected 'layer' or 'global', got '{scope}'")
     if not damping >= 0:
         raise SpecError("obs damping", f"expected 0 or more, got {damping}")
+    if not coherence >= 0:
+        raise SpecError("obs coherence", f"expected 0 or more, got {coherence}")

@@ -58,6 +58,21 @@ class Prefixes:
             position: the node, by its position in the graph.
             hold: whether later requests may go on from here; they must not be for earlier nodes.
         """
+        interpreter = self._advance(index, batch, position)
+        if hold:
+            self._hold(index, position, interpreter.env)
+        node = self._nodes[position]
+        with torch.no_grad():
+            return interpreter.env[argument(node, "input")], interpreter.run_node(node)
+
+    def outputs(self, index: int, batch: Batch) -> tuple[Tensor, ...]:
+        """The network's outputs; nothing more is held than before."""
+        last = len(self._nodes) - 1
+        values = self._advance(index, batch, last).env
+        return tuple(values[node] for node in self._nodes[last].all_input_nodes)
+
+    def _advance(self, index: int, batch: Batch, position: int) -> fx.Interpreter:
+        """Run a batch up to a node, from where it was held."""
         interpreter = fx.Interpreter(self._module, garbage_collect_values=False)
         environment = interpreter.env = self._weights() | self._inputs(batch)
         held = self._held.get(index)
@@ -68,10 +83,7 @@ class Prefixes:
                     environment[node] = interpreter.run_node(node)
                 for dead in self._dying.get(node, ()):
                     del environment[dead]
-            if hold:
-                self._hold(index, position, environment)
-            node = self._nodes[position]
-            return environment[argument(node, "input")], interpreter.run_node(node)
+        return interpreter
 
     def _weights(self) -> dict[fx.Node, Any]:
         readers = self._module.graph.find_nodes(op="get_attr")

@@ -2,19 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypedDict
 
 from torch import Tensor
 
 from shohin.ir.encodings import Encoding, Sparse
 from shohin.ir.program import Program, Stage, tensor_of
-from shohin.passes.base import Context
+from shohin.passes.base import Context, Progress
 from shohin.passes.pruning.candidates import Candidate
 from shohin.passes.pruning.obd import saliencies
-from shohin.passes.pruning.obs import prune_layers
+from shohin.passes.pruning.obs import balance_densities, prune_layers
 from shohin.passes.pruning.pools import Pool, count_left, density_of, masks_of
 
 Method: TypeAlias = Literal["magnitude", "obd", "obs"]
+
+
+class _Options(TypedDict):
+    """Of `obs`."""
+
+    damping: float
+    seed: int
+    progress: Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,34 +88,20 @@ class Ranking:
         context: Context,
     ) -> dict[str, Tensor]:
         known = replace(program, encodings=encodings_of(program, held), stage=Stage.ANNOTATED)
-        # One call for all weights with densities of their own, since it measures the responses that
-        # it corrects for on the network that it is given.
-        alone: dict[str, float] = {}
-        masks: dict[str, Tensor] = {}
+        options: _Options = {
+            "damping": self.damping,
+            "seed": context.seed,
+            "progress": context.progress,
+        }
+        together: dict[str, float] = {}
         for pool, density in zip(self.pools, densities, strict=True):
             wanted = _wanted(pool, density, held, context)
-            if len(pool.units) == 1:
-                alone |= wanted
-            elif wanted:
-                masks |= self._surgery(known, wanted, "global", context)
-        return masks | (self._surgery(known, alone, "layer", context) if alone else {})
-
-    def _surgery(
-        self,
-        program: Program,
-        densities: Mapping[str, float],
-        scope: Literal["layer", "global"],
-        context: Context,
-    ) -> dict[str, Tensor]:
-        return prune_layers(
-            program,
-            densities,
-            context.calibration,
-            scope=scope,
-            damping=self.damping,
-            seed=context.seed,
-            progress=context.progress,
-        )
+            if len(pool.units) > 1 and wanted:
+                wanted = balance_densities(known, wanted, context.calibration, **options)
+            together |= wanted
+        # One call for all, since it measures the responses that it corrects for on the network
+        # that it is given.
+        return prune_layers(known, together, context.calibration, **options) if together else {}
 
 
 def _wanted(

@@ -1,10 +1,10 @@
 """Layers of a program, one after the other, posed as least-squares problems and solved."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from shohin.errors import InputError, SpecError, UnsupportedError, near_name_hint
 from shohin.ir.encodings import Sparse
@@ -12,11 +12,14 @@ from shohin.ir.program import Program, readers, tensor_of
 from shohin.passes.analyses.operators import weighted_operation
 from shohin.passes.base import Batch
 from shohin.passes.patterns import weight_name
+from shohin.passes.pruning.divergence import costs_of, divergence
 from shohin.passes.pruning.moments import Moments, Sampling
 from shohin.passes.pruning.prefixes import Prefixes
 from shohin.passes.pruning.surgeon import LARGEST_INPUTS, Problem, eliminate, reconstruct
 from shohin.passes.pruning.unfolding import Unfolding, unfolding_of
 
+_RELU = frozenset({torch.ops.aten.relu.default, torch.ops.aten.relu_.default})
+_PROBES = 50  # examples on which outputs are compared
 _LEAST_DAMPING = 1e-5  # above the rounding of products in float32, which may be indefinite
 
 
@@ -30,6 +33,7 @@ class Layer:
         bias: the bias to correct, `[outputs]`, or None.
         reads: position in the graph, and way of unfolding, of each operation that reads it.
         held: bool of the weight's shape, false where it has to stay zero; None for nowhere.
+        rectified: whether nothing but a ReLU reads the responses.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Layer:
     bias: Tensor | None
     reads: tuple[tuple[int, Unfolding], ...]
     held: Tensor | None
+    rectified: bool = False
 
     @property
     def groups(self) -> int:
@@ -90,13 +95,19 @@ def _make_layer(
         problem = f"expected fewer than {LARGEST_INPUTS} inputs, got {weight[0].numel()}"
         raise UnsupportedError(f"weight '{name}'", problem, "exclude it or rank it by magnitude")
     bias = _own_bias(program, reads, biases)
+    nodes = list(program.graph.nodes)
     return Layer(
         name,
         weight,
         tensor_of(program.module, bias) if bias is not None else None,
         reads,
         held.mask if isinstance(held, Sparse) else None,
+        all(_is_rectified(nodes[position]) for position, _ in reads),
     )
+
+
+def _is_rectified(node: fx.Node) -> bool:
+    return all(user.target in _RELU for user in node.users)
 
 
 def _own_bias(
@@ -116,8 +127,9 @@ class Surgeon:
         program: changed in place.
         batches: calibration batches, in memory or readable any number of times.
         damping: pull to the original weights, over the mean diagonal of the second moments.
-        sampling: which output positions of images are looked at.
+        sampling: which output positions of images are looked at, and how much they count.
         memory: most bytes of activations to hold.
+        refits: how often to fit what a ReLU lets through, after the responses themselves.
     """
 
     def __init__(
@@ -127,27 +139,56 @@ class Surgeon:
         damping: float,
         sampling: Sampling,
         memory: int,
+        refits: int = 0,
     ) -> None:
         self._batches = batches
         self._damping = max(damping, _LEAST_DAMPING)
         self._sampling = sampling
-        original = program.copy().module
-        self._sketch = Prefixes(original, memory)
-        self._original = Prefixes(original, memory // 2)
+        self._refits = refits
+        self._copy = program.copy()
+        self._sketch = Prefixes(self._copy.module, memory)
+        self._original = Prefixes(self._copy.module, memory // 2)
         self._pruned = Prefixes(program.module, memory // 2)
+        self._outputs: list[Tensor] = []
+        self._probed = 0
 
-    def dense_costs(self, layer: Layer) -> Tensor:
-        """What dropping elements costs on the original inputs, relative to the responses' variance.
+    def costs(self, name: str, shares: Sequence[float]) -> Tensor:
+        """What dropping elements of one layer alone costs the network.
 
         Layers must be asked for in data-flow order, before the first is pruned.
 
+        Args:
+            name: the layer's weight.
+            shares: rising densities below 1 at which the divergence of the outputs is measured.
+
         Returns:
-            float64 `[elements]`, ascending: the rise of the layer's squared error at each step,
-            or the greatest so far; below zero for elements that are to be dropped anyway.
+            float64 `[elements]`, ascending; see `divergence.costs_of`.
         """
-        moments = self._moments(layer, self._sketch, self._sketch)
-        costs = eliminate(self._pose(layer, moments)).thresholds().flatten().sort().values
-        return costs / max(moments.energy(), torch.finfo(torch.float64).tiny)
+        layer = find_layers(self._copy, [name])[0]
+        self._outputs = self._outputs or self._probe()
+        # Fitted to other examples than those it is measured on, where there are others.
+        moments = self._moments(layer, self._sketch, self._sketch, skip=self._probed)
+        problem = self._pose(layer, moments)
+        elimination, present = eliminate(problem), layer.rows
+        total = layer.weight.numel()
+        measured = {}
+        for dropped in sorted({max(1, total - round(share * total)) for share in shares}):
+            _write(layer, reconstruct(problem, elimination.mask(dropped)))
+            measured[dropped] = divergence(self._outputs, self._probe())
+        _write(layer, present)
+        return costs_of(elimination.errors(), list(measured.items()))
+
+    def _probe(self) -> list[Tensor]:
+        """Outputs of the original network, as its copy is now, on the first batches."""
+        outputs: list[Tensor] = []
+        examples = 0
+        for index, batch in enumerate(self._batches):
+            outputs.extend(self._sketch.outputs(index, batch))
+            examples += batch[0].shape[0] if batch[0].dim() else 1
+            self._probed = index + 1
+            if examples >= _PROBES:
+                break
+        return outputs
 
     def prune(self, layer: Layer, kept: int) -> Tensor:
         """Prune a layer in place.
@@ -166,12 +207,24 @@ class Surgeon:
         if min(kept, held) == total:
             return torch.ones_like(layer.weight, dtype=torch.bool)
         problem = self._pose(layer, self._moments(layer, self._original, self._pruned))
-        mask = eliminate(problem).mask(total - min(kept, held))
+        mask, original = eliminate(problem).mask(total - min(kept, held)), layer.rows
         _write(layer, reconstruct(problem, mask))
+        for _ in range(self._refits if layer.rectified else 0):
+            self._refit(layer, problem, original, mask)
         return mask.view(layer.weight.shape)
 
-    def _moments(self, layer: Layer, original: Prefixes, pruned: Prefixes) -> Moments:
-        moments = Moments(layer.weight, layer.groups, layer.bias is not None, self._sampling)
+    def _moments(
+        self,
+        layer: Layer,
+        original: Prefixes,
+        pruned: Prefixes,
+        *,
+        rectified: bool = False,
+        skip: int = 0,
+    ) -> Moments:
+        """Moments over all batches but the first `skip`, or over all where there are no more."""
+        with_ones, sampling = layer.bias is not None, self._sampling
+        moments = Moments(layer.weight, layer.groups, with_ones, sampling, not rectified)
         for index, batch in enumerate(self._batches):
             for position, unfolding in layer.reads:
                 # Later readers see what this layer's weight does: nothing after it may be held.
@@ -180,7 +233,10 @@ class Surgeon:
                 found = wanted
                 if pruned is not original:
                     data, found = pruned.evaluate(index, batch, position, hold=hold)
-                moments.add(unfolding, data, wanted, found)
+                if index >= skip:
+                    moments.add(unfolding, data, _lack(wanted, found, rectified))
+        if moments.count == 0 and skip > 0:
+            return self._moments(layer, original, pruned, rectified=rectified)
         if moments.count == 0:
             raise InputError("calibration", "expected at least one batch, got none")
         moments.check(layer.name)
@@ -188,19 +244,37 @@ class Surgeon:
 
     def _pose(self, layer: Layer, moments: Moments) -> Problem:
         """The least-squares problem of a layer, `damping` pulling to its present weights."""
-        rows, groups = layer.rows, layer.groups
-        hessian = moments.second.clone()
-        diagonals = hessian.diagonal(dim1=1, dim2=2)
-        dead = diagonals == 0
-        diagonals += self._pull(diagonals, with_ones=layer.bias is not None)
-        present = rows.view(groups, -1, rows.shape[1])
+        diagonals = moments.second.diagonal(dim1=1, dim2=2)
+        dead, pull = diagonals == 0, self._pull(diagonals, with_ones=layer.bias is not None)
+        hessian = moments.second + torch.diag_embed(pull)
+        present = _by_group(layer.rows, layer.groups)
         target = present @ hessian + moments.cross
         start = torch.cholesky_solve(target.mT, torch.linalg.cholesky(hessian)).mT
         priority = -dead.repeat_interleave(present.shape[1], 0).double()
         priority = priority[:, : layer.weight[0].numel()].clone()
         if layer.held is not None:
             priority[~layer.held.flatten(1)] = -2.0
-        return Problem(hessian, target.flatten(0, 1), start.flatten(0, 1), priority)
+        return Problem(hessian, pull, target.flatten(0, 1), start.flatten(0, 1), priority)
+
+    def _refit(self, layer: Layer, problem: Problem, original: Tensor, mask: Tensor) -> None:
+        """Fit what a ReLU lets through a little better, or as well, in place.
+
+        Where the wanted response `y` is positive the error of a response `u` is ``(y - u)^2``,
+        elsewhere ``max(0, u)^2``. Nowhere does that bend more than a square, so that the least
+        squares to the targets ``y`` and ``min(0, u)`` never make it larger. (What positions have in
+        common is fitted to the same targets.)
+
+        Args:
+            layer: the layer, pruned.
+            problem: the problem of its responses.
+            original: its rows before.
+            mask: what is kept.
+        """
+        lacks = self._moments(layer, self._original, self._pruned, rectified=True)
+        pruned, pulled = (_by_group(rows, layer.groups) for rows in (layer.rows, original))
+        target = pruned @ problem.hessian + lacks.cross
+        target += (pulled - pruned) * problem.pull.unsqueeze(1)
+        _write(layer, reconstruct(replace(problem, target=target.flatten(0, 1)), mask))
 
     def _pull(self, diagonals: Tensor, with_ones: bool) -> Tensor:
         """What to add to the diagonals `[groups, inputs]` of the Hessians."""
@@ -210,6 +284,18 @@ class Surgeon:
             pull[:, -1] = diagonals[:, -1]
         # Inputs that are all zero say nothing: any pull keeps the weights as they are.
         return self._damping * torch.where(pull > 0, pull, 1.0)
+
+
+def _lack(wanted: Tensor, found: Tensor, rectified: bool) -> Tensor:
+    """What responses lack to those wanted, or to the nearest that a ReLU makes the same of."""
+    if not rectified:
+        return wanted - found
+    return torch.where(wanted > 0, wanted - found, -found.clamp_min(0.0))
+
+
+def _by_group(rows: Tensor, groups: int) -> Tensor:
+    """Rows `[groups * n, inputs]` as `[groups, n, inputs]`."""
+    return rows.view(groups, -1, rows.shape[1])
 
 
 def _write(layer: Layer, rows: Tensor) -> None:

@@ -33,6 +33,7 @@ class Problem:
 
     Attributes:
         hessian: positive definite, `[groups, inputs, inputs]`.
+        pull: what of its diagonal pulls to the present weights, `[groups, inputs]`.
         target: ``w* H`` for each row, `[groups * rows, inputs]`.
         start: the rows `w*` of least error, of the same shape.
         priority: elements below zero are dropped before all others, the least first;
@@ -40,6 +41,7 @@ class Problem:
     """
 
     hessian: Tensor
+    pull: Tensor
     target: Tensor
     start: Tensor
     priority: Tensor
@@ -77,6 +79,11 @@ class Elimination:
         would take.
         """
         return self.increments.cummax(1).values
+
+    def errors(self) -> Tensor:
+        """Rise of the error of all rows together, by number of elements dropped, less one."""
+        steps = torch.sort(self.thresholds().flatten(), stable=True).indices
+        return self.increments.flatten()[steps].clamp_min(0.0).cumsum(0)
 
     def mask(self, dropped: int) -> Tensor:
         """What is kept, bool `[rows, weights]`, when the cheapest steps are taken.

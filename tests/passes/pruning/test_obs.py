@@ -12,8 +12,10 @@ from torch.nn import functional
 from shohin.errors import InputError, PassError, SpecError, UnsupportedError
 from shohin.ir.capture import capture
 from shohin.ir.encodings import Sparse
-from shohin.ir.program import Program, tensor_of
-from shohin.passes.pruning.obs import allocate, prune_layers
+from shohin.ir.program import Program, tensor_of, weight_names
+from shohin.passes.pruning.moments import Sampling
+from shohin.passes.pruning.obs import allocate, balance_densities, prune_layers
+from shohin.passes.pruning.reconstruction import Surgeon
 
 
 def _program(module: nn.Module, example: Tensor) -> Program:
@@ -92,7 +94,7 @@ def test_convolution_is_the_linear_map_on_unfolded_inputs() -> None:
         {"weight": convolution.weight.detach().flatten(1), "bias": convolution.bias.detach()}
     )
     one, other = _program(convolution, images[:2]), _program(linear, columns[:2])
-    masks = prune_layers(one, {"weight": 0.4}, [(images,)])["weight"]
+    masks = prune_layers(one, {"weight": 0.4}, [(images,)], coherence=0.0)["weight"]
     expected = prune_layers(other, {"weight": 0.4}, [(columns,)])["weight"]
     assert torch.equal(masks.flatten(1), expected)
     for name in ("weight", "bias"):
@@ -179,9 +181,10 @@ def _pruned(**options: object) -> tuple[Program, dict[str, Tensor]]:
     return program, prune_layers(program, densities, batches, **options)  # type: ignore[arg-type]
 
 
-def test_each_layer_fits_the_original_responses_on_the_pruned_inputs() -> None:
+@pytest.mark.parametrize("coherence", [0.0, 4.0])
+def test_each_layer_fits_the_original_responses_on_the_pruned_inputs(coherence: float) -> None:
     network, images = _network()
-    program, masks = _pruned(damping=0.0)
+    program, masks = _pruned(damping=0.0, refits=0, coherence=coherence)
     pruned, original = images, images
     modules = dict(network.named_modules())
     for first, last in pairwise((0, 3, 6, 7)):
@@ -193,13 +196,74 @@ def test_each_layer_fits_the_original_responses_on_the_pruned_inputs() -> None:
         # At the least error its gradient is zero, for the kept weights and the bias.
         free = weight.clone().requires_grad_()
         again = torch.func.functional_call(layer, {"weight": free, "bias": bias}, (pruned,))
-        (again - response).square().mean().backward()
+        errors = (again - response).flatten(2) if again.dim() == 4 else again - response
+        total = errors.square().sum()
+        if again.dim() == 4:
+            total = total + coherence * errors.shape[2] * errors.mean(2).square().sum()
+        (total / again.numel()).backward()
         assert free.grad is not None
         assert float(free.grad[mask].abs().max()) < 1e-4
         assert float((found - response).transpose(0, 1).flatten(1).mean(1).abs().max()) < 1e-4
         pruned, original = found.detach(), response
         for between in range(first + 1, last):
             pruned, original = modules[str(between)](pruned), modules[str(between)](original)
+
+
+def _rectified_error(layer: nn.Linear, weight: Tensor, bias: Tensor, data: Tensor) -> Tensor:
+    """What a refit makes smaller, with the pull of a damping of 0.01 to the first weights."""
+    wanted, found = layer(data), functional.linear(data, weight, bias)
+    errors = torch.where(wanted > 0, wanted - found, found.clamp_min(0.0)).square().sum()
+    pulls = 0.01 * data.square().sum(0).mean() * (weight - layer.weight).square().sum()
+    return errors + pulls + 0.01 * len(data) * (bias - layer.bias).square().sum()
+
+
+def _refitted(layer: nn.Linear, data: Tensor, refits: int) -> tuple[Tensor, Tensor, Tensor]:
+    module = nn.Sequential(nn.Linear(20, 8), nn.ReLU())
+    module[0].load_state_dict(layer.state_dict())
+    program = _program(module.double(), data[:2])
+    mask = prune_layers(program, {"0.weight": 0.3}, [(data[:90],), (data[90:],)], refits=refits)
+    return mask["0.weight"], _weight(program, "0.weight"), _weight(program, "0.bias")
+
+
+def test_refits_fit_what_a_relu_lets_through() -> None:
+    torch.manual_seed(12)
+    layer, data = nn.Linear(20, 8).double(), _correlated(200, 20).double()
+    errors = []
+    for refits in (0, 1, 2, 5, 20, 2000):
+        mask, weight, bias = _refitted(layer, data, refits)
+        assert int(mask.sum()) == 48
+        assert not bool(weight[~mask].any())
+        errors.append(float(_rectified_error(layer, weight, bias, data).detach()))
+    assert all(later < earlier for earlier, later in pairwise(errors))
+    # The error is convex: where its gradient is zero, it is the least for these masks.
+    weight.requires_grad_(), bias.requires_grad_()
+    _rectified_error(layer, weight, bias, data).backward()
+    assert weight.grad is not None
+    assert bias.grad is not None
+    assert float(weight.grad[mask].abs().max()) < 1e-6 * errors[0]
+    assert float(bias.grad.abs().max()) < 1e-6 * errors[0]
+
+
+@pytest.mark.parametrize("after", ["nothing", "tanh", "a sum as well"])
+def test_responses_that_other_than_a_relu_reads_are_fitted_themselves(after: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(20, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.fc(x)
+            if after == "nothing":
+                return y
+            return torch.tanh(y) if after == "tanh" else torch.relu(y) + y
+
+    found = []
+    for refits in (0, 3):
+        torch.manual_seed(13)
+        program = _program(Net(), torch.zeros(2, 20))
+        prune_layers(program, {"fc.weight": 0.3}, [(_correlated(100, 20),)], refits=refits)
+        found.append(_weight(program, "fc.weight"))
+    assert torch.equal(*found)
 
 
 def test_counts_are_exact_and_weights_are_zero_outside_the_masks() -> None:
@@ -217,6 +281,55 @@ def test_global_scope_keeps_as_many_in_all() -> None:
     assert sum(counts.values()) == 151 + 130 + 48
     assert all(counts[name] >= 0.2 * masks[name].numel() - 1 for name in _NAMES)
     assert list(counts.values()) != [151, 130, 48]
+
+
+def test_balanced_densities_are_those_of_the_global_scope() -> None:
+    network, images = _network()
+    program = _program(network, images[:2])
+    before = {name: tensor_of(program.module, name).clone() for name in weight_names(program)}
+    densities = dict(zip(_NAMES, (0.7, 0.3, 0.5), strict=True))
+    batches = [(part,) for part in images.split(20)]
+    found = balance_densities(program, densities, batches, floor=0.2)
+    assert all(torch.equal(_weight(program, name), before[name]) for name in before)
+    _, masks = _pruned(scope="global", floor=0.2)
+    assert {name: round(found[name] * masks[name].numel()) for name in _NAMES} == {
+        name: int(masks[name].sum()) for name in _NAMES
+    }
+
+
+def test_global_scope_spares_what_the_outputs_depend_on() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.loud, self.soft = nn.Linear(20, 20), nn.Linear(20, 20)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(self.loud(x)) + 0.01 * torch.tanh(self.soft(x))
+
+    torch.manual_seed(14)
+    program = _program(Branches(), torch.zeros(2, 20))
+    with torch.no_grad():
+        _weight(program, "soft.weight").copy_(_weight(program, "loud.weight"))
+    names = ("loud.weight", "soft.weight")
+    data = torch.randn(100, 20)
+    masks = prune_layers(program, dict.fromkeys(names, 0.5), [(data,)], scope="global", floor=0.1)
+    # The outputs' squared distance from dropping the same is 10,000 times less.
+    assert [int(masks[name].sum()) for name in names] == [360, 40]
+
+
+def test_costs_are_measured_on_examples_that_nothing_is_fitted_to() -> None:
+    torch.manual_seed(15)
+    module, data = nn.Linear(60, 60, bias=False), torch.randn(100, 60)
+    program = _program(module, data[:2])
+    found = []
+    for size in (50, 100):
+        batches = [(part,) for part in data.split(size)]
+        surgeon = Surgeon(program, batches, 1e-5, Sampling(), 1 << 20)
+        found.append(float(surgeon.costs("weight", (0.5,))[:1800].sum()))
+    # What half of 60 inputs, with all others' variance s, leave unexplained: on 100 examples that
+    # it is fitted to (1 - 30 / 100) s, on others with a fit to 50 (1 + 30 / (50 - 30 - 1)) s.
+    # The choice of the inputs takes the first further down.
+    assert found[0] > (1 + 30 / 19) / 0.7 * found[1]
 
 
 def test_allocation_drops_the_cheapest_above_the_floors() -> None:
@@ -372,6 +485,8 @@ def test_bad_input_is_refused() -> None:
         prune_layers(program, {"0.wieght": 0.5, "3.weight": 0.5, "0.weight": 0.5}, batches)
     with pytest.raises(SpecError, match="damping"):
         prune_layers(program, {"0.weight": 0.5}, batches, damping=-1.0)
+    with pytest.raises(SpecError, match="coherence"):
+        prune_layers(program, {"0.weight": 0.5}, batches, coherence=-1.0)
     with pytest.raises(SpecError, match="scope"):
         prune_layers(program, {"0.weight": 0.5}, batches, scope="row")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="at least one batch"):
