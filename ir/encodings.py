@@ -13,23 +13,22 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, TypeAlias, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shohin.errors import ArtifactError, SpecError, near_name_hint
-from shohin.ir.gaps import (
-    MOST_BITS,
-    best_gap_bits,
-    count_codes,
-    gaps_of,
-    pack_gaps,
-    unpack_gaps,
-)
+from shohin.ir.coding import CODERS, Coder, decode_symbols, encode_symbols
+from shohin.ir.gaps import best_gap_bits, count_codes, gap_codes, gaps_of, mask_of
+from shohin.ir.packing import MOST_BITS, pack_bits, unpack_bits
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
+_MOST_CODED_BITS = 8
 _PIECE = 1 << 22
 """Elements of a tensor that are compared together, so that no copy of it is made."""
 
@@ -177,12 +176,14 @@ class Sparse(Encoding):
     Attributes:
         mask: bool tensor of the weight's shape, true where an element is kept.
         values: encoding of the kept elements, a vector in row-major order.
-        gap_bits: width of a stored gap, 1 to 16.
+        gap_bits: width of a stored gap, 1 to 16; at most 8 where gaps are entropy coded.
+        coder: how the gaps are stored.
     """
 
     mask: Tensor
     values: Encoding
     gap_bits: int = 8
+    coder: Coder = "plain"
 
     def __post_init__(self) -> None:
         kept = int(torch.count_nonzero(self.mask))
@@ -190,8 +191,10 @@ class Sparse(Encoding):
             raise SpecError("sparse mask", f"expected bool, got {self.mask.dtype}")
         if self.values.shape != (kept,):
             raise SpecError("sparse values", f"expected shape ({kept},), got {self.values.shape}")
-        if not 1 <= self.gap_bits <= MOST_BITS:
-            raise SpecError("sparse gap_bits", f"expected 1 to 16, got {self.gap_bits}")
+        most = MOST_BITS if self.coder == "plain" else _MOST_CODED_BITS
+        if not 1 <= self.gap_bits <= most:
+            raise SpecError("sparse gap_bits", f"expected 1 to {most}, got {self.gap_bits}")
+        check_coder(self.coder)
 
     @classmethod
     def from_dense(cls, weight: Tensor, mask: Tensor, gap_bits: int | None = None) -> "Sparse":
@@ -251,20 +254,36 @@ class Sparse(Encoding):
 
     def stored_bytes(self) -> int:
         """Kept values and gaps, fillers included."""
-        return self.values.stored_bytes() + -(-self.codes() * self.gap_bits // 8)
+        return self.values.stored_bytes() + self._gap_bytes
+
+    @cached_property
+    def _gap_bytes(self) -> int:
+        if self.coder == "plain":
+            return -(-self.codes() * self.gap_bits // 8)
+        return sum(tensor.numel() for tensor in self.tensors().values())
 
     def describe(self) -> str:
         """``sparse 10.0%``, followed by how the values are stored unless they are dense."""
         inner = "" if isinstance(self.values, Dense) else f" of {self.values.describe()}"
-        return f"sparse {100 * self.density:.1f}%{inner}"
+        coder = "" if self.coder == "plain" else f" {self.coder}"
+        return f"sparse {100 * self.density:.1f}%{coder}{inner}"
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """The gaps."""
-        return {"gaps": pack_gaps(self.mask, self.gap_bits)}
+        """The gaps, and the table of their frequencies where they are entropy coded."""
+        codes = gap_codes(self.mask, self.gap_bits)
+        if self.coder == "plain":
+            return {"gaps": torch.from_numpy(pack_bits(codes, self.gap_bits))}
+        coded = encode_symbols(codes.astype(np.uint8), 1 << self.gap_bits, self.coder)
+        return {"gaps": coded["stream"], "table": coded["table"]}
 
     def attributes(self) -> Mapping[str, Json]:
-        """The shape, and the width and number of the gaps."""
-        return {"gap_bits": self.gap_bits, "codes": self.codes(), "shape": list(self.shape)}
+        """The shape, and the width, number and coder of the gaps."""
+        return {
+            "gap_bits": self.gap_bits,
+            "codes": self.codes(),
+            "shape": list(self.shape),
+            **({} if self.coder == "plain" else {"coder": self.coder}),
+        }
 
     def children(self) -> Mapping[str, Encoding]:
         """The encoding of the kept values."""
@@ -278,12 +297,41 @@ class Sparse(Encoding):
         children: Mapping[str, Encoding],
     ) -> "Sparse":
         """Rebuild from the gaps and the values."""
-        bits, codes = (int(str(attributes[name])) for name in ("gap_bits", "codes"))
-        sizes = attributes["shape"]
-        if not isinstance(sizes, list) or not 1 <= bits <= MOST_BITS:
+        bits, count = (int(str(attributes[name])) for name in ("gap_bits", "codes"))
+        coder = check_coder(attributes.get("coder", "plain"))
+        if not 1 <= bits <= (MOST_BITS if coder == "plain" else _MOST_CODED_BITS):
             raise SpecError("sparse", f"malformed attributes {dict(attributes)}")
-        shape = tuple(int(str(size)) for size in sizes)
-        return cls(unpack_gaps(tensors["gaps"], bits, codes, shape), children["values"], bits)
+        if coder == "plain":
+            codes: NDArray[np.unsignedinteger] = unpack_bits(tensors["gaps"].numpy(), bits, count)
+        else:
+            parts = {"stream": tensors["gaps"], "table": tensors["table"]}
+            codes = decode_symbols(parts, 1 << bits, coder, count)
+        mask = mask_of(codes, bits, shape_of(attributes))
+        return cls(mask, children["values"], bits, coder)
+
+
+def shape_of(attributes: Mapping[str, Json]) -> tuple[int, ...]:
+    """The shape among an encoding's plain values.
+
+    Raises:
+        SpecError: when it is no list of sizes.
+    """
+    sizes = attributes.get("shape")
+    if not isinstance(sizes, list) or not all(isinstance(n, int) and n >= 0 for n in sizes):
+        raise SpecError("encoding shape", f"expected sizes, got {sizes!r}")
+    return tuple(int(str(size)) for size in sizes)
+
+
+def check_coder(coder: object) -> Coder:
+    """The coder of that name.
+
+    Raises:
+        SpecError: when there is none.
+    """
+    found = next((known for known in CODERS if known == coder), None)
+    if found is None:
+        raise SpecError("coder", f"unknown '{coder}'", near_name_hint(str(coder), CODERS))
+    return found
 
 
 def same_bits(one: Tensor, two: Tensor) -> bool:

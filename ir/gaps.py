@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shohin.errors import SpecError
-
-MOST_BITS = 16
+from shohin.ir.packing import MOST_BITS
 
 
 def gaps_of(mask: Tensor) -> NDArray[np.int64]:
@@ -35,38 +34,32 @@ def best_gap_bits(mask: Tensor) -> int:
     return min(range(1, MOST_BITS + 1), key=lambda bits: (bits * count_codes(gaps, bits), bits))
 
 
-def pack_gaps(mask: Tensor, bits: int) -> Tensor:
-    """The codes of a mask as bytes, lowest bit first."""
+def gap_codes(mask: Tensor, bits: int) -> NDArray[np.uint16]:
+    """The codes of a mask."""
     gaps = gaps_of(mask)
     span = _span(bits)
     skips = gaps // span
     codes = np.full(gaps.size + int(skips.sum()), span, np.uint16)
     codes[np.cumsum(skips + 1) - 1] = gaps - skips * span
-    planes = (codes[:, None] >> np.arange(bits, dtype=np.uint16)) & 1
-    packed = np.packbits(planes.astype(np.uint8).reshape(-1), bitorder="little")
-    return torch.from_numpy(packed)
+    return codes
 
 
-def unpack_gaps(packed: Tensor, bits: int, codes: int, shape: tuple[int, ...]) -> Tensor:
+def mask_of(codes: NDArray[np.unsignedinteger], bits: int, shape: tuple[int, ...]) -> Tensor:
     """The mask that codes stand for.
 
     Args:
-        packed: what `pack_gaps` gave.
+        codes: what `gap_codes` gave.
         bits: width of a code.
-        codes: number of codes.
         shape: shape of the mask.
 
     Raises:
-        SpecError: when the codes are too few, or point outside of the mask.
+        SpecError: when the codes point outside of the mask.
     """
     mask = torch.zeros(shape, dtype=torch.bool)
-    if packed.numel() * 8 < codes * bits:
-        raise SpecError("sparse gaps", f"expected {codes} codes of {bits} bits, found fewer")
-    planes = np.unpackbits(packed.numpy(), count=codes * bits, bitorder="little")
-    weights = 1 << np.arange(bits, dtype=np.int64)
-    values = planes.reshape(codes, bits).astype(np.int64) @ weights
-    skips = values == _span(bits)
-    kept = (np.cumsum(np.where(skips, values, values + 1)) - 1)[~skips]
+    skips = codes == _span(bits)
+    steps = codes.astype(np.int64)
+    steps[~skips] += 1
+    kept = (np.cumsum(steps) - 1)[~skips]
     if kept.size and kept[-1] >= mask.numel():
         raise SpecError("sparse gaps", f"expected positions below {mask.numel()}, got {kept[-1]}")
     mask.view(-1)[torch.from_numpy(kept)] = True

@@ -13,7 +13,7 @@ way to find the one that breaks a program.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar, TypeAlias
@@ -84,6 +84,7 @@ class Context:
         *,
         before: NodeCost | None = None,
         after: NodeCost | None = None,
+        figures: Mapping[str, Json] | None = None,
     ) -> None:
         """Remark that a node was changed.
 
@@ -93,8 +94,9 @@ class Context:
             detail: one sentence for people.
             before: cost before the change.
             after: cost after it.
+            figures: further figures, by name.
         """
-        self._remark(node, Outcome.CHANGED, code, detail, before, after)
+        self._remark(node, Outcome.CHANGED, code, detail, before, after, figures)
 
     def skipped(self, node: fx.Node, reason: str, detail: str = "") -> None:
         """Remark that a node was looked at and left as it is, with a `Reason` code."""
@@ -120,11 +122,22 @@ class Context:
         detail: str,
         before: NodeCost | None,
         after: NodeCost | None,
+        figures: Mapping[str, Json] | None = None,
     ) -> None:
         origin = annotation(node, Origin)
         module = origin.module if origin else ""
         self.remarks.append(
-            Remark(self.pass_name, node.name, module, outcome, str(reason), detail, before, after)
+            Remark(
+                self.pass_name,
+                node.name,
+                module,
+                outcome,
+                str(reason),
+                detail,
+                before,
+                after,
+                dict(figures or {}),
+            )
         )
 
 

@@ -30,6 +30,8 @@ _BUILT_IN: Mapping[str, str] = MappingProxyType(
         "eliminate-dead": "shohin.passes.eliminate_dead:EliminateDead",
         "prune": "shohin.passes.prune:Prune",
         "remove-dead": "shohin.passes.remove_dead:RemoveDead",
+        "share-weights": "shohin.passes.share_weights:ShareWeights",
+        "entropy-code": "shohin.passes.entropy_code:EntropyCode",
     }
 )
 

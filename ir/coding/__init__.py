@@ -1,0 +1,12 @@
+"""Entropy coding of small whole numbers: indices of codebooks, gaps between non-zeros."""
+
+from shohin.ir.coding.symbols import (
+    CODERS,
+    Coder,
+    coded_bytes,
+    decode_symbols,
+    encode_symbols,
+    entropy_bits,
+)
+
+__all__ = ["CODERS", "Coder", "coded_bytes", "decode_symbols", "encode_symbols", "entropy_bits"]

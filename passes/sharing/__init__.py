@@ -1,0 +1,1 @@
+"""Weight sharing: clustering, choice of bits, fine-tuning of centroids."""

@@ -1,0 +1,91 @@
+"""Training of centroids, the assignments fixed."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from shohin.errors import DivergedError
+from shohin.ir.encodings import Encoding, Sparse
+from shohin.ir.program import Program, tensor_of, weight_names
+from shohin.ir.sharing import codebook_of, shared
+from shohin.ir.training import trainable
+from shohin.passes.base import Context
+from shohin.passes.pruning.candidates import Candidate, count_non_finite, is_plain
+from shohin.passes.pruning.retraining import stored_encodings
+
+
+def tune_centroids(program: Program, context: Context) -> Program:
+    """Train a program through the user's `train`, its shared weights by their centroids alone.
+
+    Weights that are sparse and not shared train under their masks, others as they are.
+
+    Args:
+        program: with codebooks among its encodings; its weights are changed in place.
+        context: gives the training function and the seed.
+
+    Returns:
+        The program with the new centroids in its encodings.
+
+    Raises:
+        DivergedError: when the loss or a weight is NaN or infinite; the weights are then those
+            from before.
+    """
+    train = context.train
+    if train is None:
+        raise AssertionError("checked before the passes ran")
+    books = {name: e for name, e in program.encodings.items() if codebook_of(e) is not None}
+    plain = {name: e for name, e in program.encodings.items() if is_plain(e)}
+    fixed = program.encodings.keys() - books.keys() - plain.keys()
+    masks = {name: e.mask for name, e in plain.items() if isinstance(e, Sparse)}
+    before = {name: tensor.clone() for name, tensor in program.module.state_dict().items()}
+    try:
+        with (
+            trainable(program.module, masks=masks, frozen=[*fixed]),
+            shared(program.module, books) as centroids,
+            torch.random.fork_rng(devices=[]),
+        ):
+            torch.manual_seed(context.seed)
+            train(program.module)
+            found = {name: one.detach().clone() for name, one in centroids.items()}
+        _check_finite(program)
+    except DivergedError:
+        program.module.load_state_dict(before)
+        raise
+    encodings = stored_encodings(program)
+    encodings |= {name: _with_centroids(books[name], found[name]) for name in books}
+    return replace(program, encodings=encodings)
+
+
+@contextmanager
+def replaced(weights: Mapping[Candidate, Encoding]) -> Iterator[None]:
+    """Let weights be what encodings say for a while."""
+    before = {candidate: candidate.weight.detach().clone() for candidate in weights}
+    try:
+        with torch.no_grad():
+            for candidate, encoding in weights.items():
+                candidate.weight.copy_(encoding.materialise())
+        yield
+    finally:
+        with torch.no_grad():
+            for candidate, weight in before.items():
+                candidate.weight.copy_(weight)
+
+
+def _with_centroids(encoding: Encoding, centroids: Tensor) -> Encoding:
+    book = codebook_of(encoding)
+    if book is None:
+        raise AssertionError("only encodings with codebooks are tuned")
+    tuned = replace(book, centroids=centroids)
+    return replace(encoding, values=tuned) if isinstance(encoding, Sparse) else tuned
+
+
+def _check_finite(program: Program) -> None:
+    for name in weight_names(program):
+        tensor = tensor_of(program.module, name)
+        bad = count_non_finite(tensor) if tensor.is_floating_point() else 0
+        if bad:
+            problem = f"{bad} elements of {name} are NaN or infinite"
+            raise DivergedError("training of centroids", problem, "try a lower learning rate")

@@ -1,0 +1,101 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from shohin.errors import SpecError
+from shohin.ir.capture import capture
+from shohin.ir.codebook import Codebook
+from shohin.ir.encodings import Dense, Sparse
+from shohin.ir.sharing import codebook_of, shared
+
+X = torch.linspace(-1, 1, 15).reshape(3, 5)
+
+
+def program():
+    torch.manual_seed(0)
+    return capture(nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 2)), (X,))
+
+
+def book(weight, count=4):
+    ranks = torch.arange(weight.numel()).reshape(weight.shape) % count
+    return Codebook(torch.linspace(-1, 1, count), ranks.to(torch.uint8))
+
+
+def sparse(weight):
+    mask = torch.arange(weight.numel()).reshape(weight.shape) % 3 > 0
+    return Sparse(mask, book(torch.zeros(int(mask.sum()))))
+
+
+@pytest.mark.parametrize("make", [book, sparse])
+def test_a_centroid_has_the_gradients_of_its_elements(make):
+    module = program().module
+    weight = module.get_parameter("0.weight")
+    encoding = make(weight)
+    with shared(module, {"0.weight": encoding}) as centroids:
+        found = module(X)
+        found.square().sum().backward()
+        summed = centroids["0.weight"].grad
+        assert set(dict(module.named_parameters())) >= {"2.weight", "0.bias"}
+    dense = encoding.materialise().requires_grad_()
+    layers = dict(module.named_parameters())
+    hidden = torch.relu(X @ dense.T + layers["0.bias"])
+    expected = hidden @ layers["2.weight"].T + layers["2.bias"]
+    assert torch.allclose(found, expected, atol=1e-6)
+    (gradient,) = torch.autograd.grad(expected.square().sum(), dense)
+    kept = gradient[encoding.mask] if isinstance(encoding, Sparse) else gradient
+    indices = codebook_of(encoding).indices
+    sums = [float(kept[indices == index].sum()) for index in range(4)]
+    assert torch.allclose(summed, torch.tensor(sums), atol=1e-5)
+
+
+def test_afterwards_the_parameter_is_the_same_and_dense():
+    module = program().module
+    weight = module.get_parameter("0.weight")
+    encoding = book(weight)
+    with shared(module, {"0.weight": encoding}) as centroids, torch.no_grad():
+        centroids["0.weight"].mul_(3)
+    assert module.get_parameter("0.weight") is weight
+    tripled = replace(encoding, centroids=3 * encoding.centroids)
+    assert torch.equal(weight, tripled.materialise())
+    assert not hasattr(module.get_submodule("0"), "parametrizations")
+
+
+def test_an_optimiser_moves_centroids_and_keeps_assignments():
+    module = program().module
+    encoding = book(module.get_parameter("0.weight"))
+    with shared(module, {"0.weight": encoding}):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        losses = []
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = (module(X) - 1).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    assert losses[-1] < 0.5 * losses[0]
+    weight = module.get_parameter("0.weight").detach()
+    for index in range(4):
+        assert weight[encoding.indices == index].unique().numel() == 1
+
+
+def test_tied_weights_share_one_codebook():
+    layers = nn.Sequential(nn.Linear(5, 5, bias=False), nn.Linear(5, 5, bias=False))
+    module = capture(layers, (X,)).module
+    module.get_submodule("1").weight = module.get_submodule("0").weight
+    encoding = book(module.get_parameter("0.weight"))
+    with shared(module, dict.fromkeys(("0.weight", "1.weight"), encoding)) as centroids:
+        assert centroids["0.weight"] is centroids["1.weight"]
+        found = module(X)
+    dense = encoding.materialise()
+    assert torch.allclose(found, X @ dense.T @ dense.T, atol=1e-6)
+    assert module.get_submodule("1").weight is module.get_submodule("0").weight
+    assert torch.equal(module.get_parameter("0.weight"), dense)
+
+
+def test_a_weight_without_a_codebook_is_refused():
+    module = program().module
+    text = r"shared weight '0\.weight': expected a codebook, got dense"
+    with pytest.raises(SpecError, match=text), shared(module, {"0.weight": Dense(X)}):
+        pass

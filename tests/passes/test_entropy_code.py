@@ -1,0 +1,148 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import shohin
+from shohin.errors import SpecError
+from shohin.ir.capture import capture
+from shohin.ir.encodings import Sparse, same_bits
+from shohin.ir.program import Fact, tensor_of
+from shohin.ir.sharing import codebook_of
+from shohin.passes.entropy_code import EntropyCode
+from shohin.passes.remarks import Reason
+
+COMPRESSION = "prune{density=0.1}, share-weights{bits=4}"
+
+
+def wide(seed=0):
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(200, 150), nn.ReLU(), nn.Linear(150, 10))
+    return capture(network, (torch.ones(2, 200),), name="wide")
+
+
+def optimize(program, text):
+    return shohin.optimize(program, text, drift=False)
+
+
+@pytest.fixture(scope="module")
+def compressed():
+    return optimize(wide(), COMPRESSION).program
+
+
+def stored(program):
+    return sum(encoding.stored_bytes() for encoding in program.encodings.values())
+
+
+def test_golden(apply, golden, compressed):
+    golden("entropy_code", compressed, apply(EntropyCode(coder="huffman"), compressed).program)
+
+
+@pytest.mark.parametrize("coder", ["auto", "huffman", "ans"])
+def test_values_stay_and_bytes_go(compressed, coder):
+    after = optimize(compressed, f"entropy-code{{coder={coder}}}").program
+    for name, encoding in after.encodings.items():
+        held = compressed.encodings[name]
+        assert same_bits(encoding.materialise(), held.materialise())
+        assert same_bits(encoding.materialise(), tensor_of(after.module, name).detach())
+        assert encoding.stored_bytes() <= held.stored_bytes()
+    assert stored(after) < stored(compressed)
+    assert Fact.ENTROPY_CODED in after.facts
+
+
+def test_auto_takes_the_smaller(compressed):
+    sizes = {
+        coder: stored(optimize(compressed, f"entropy-code{{coder={coder}}}").program)
+        for coder in ("auto", "huffman", "ans")
+    }
+    assert sizes["auto"] <= min(sizes["huffman"], sizes["ans"])
+
+
+@pytest.mark.parametrize(("coder", "excess"), [("huffman", 1.05), ("ans", 1.02)])
+def test_large_layers_come_close_to_their_entropy(coder, excess):
+    torch.manual_seed(0)
+    program = capture(nn.Linear(1000, 400), (torch.ones(1, 1000),))
+    nn.init.normal_(program.module.get_parameter("weight"))
+    result = optimize(program, f"{COMPRESSION}, entropy-code{{coder={coder}}}")
+    (remark,) = (one for one in result.report.remarks if one.reason == "coded")
+    found = remark.extra
+    for stream in ("gap", "index"):
+        assert found[f"{stream}_bytes"] <= excess * found[f"{stream}_entropy_bytes"]
+    assert (found["gap_coder"], found["index_coder"]) == (coder, coder)
+    assert found["index_codebook_bytes"] == 4 * found["centroids"]
+    parts = [
+        value for key, value in found.items() if key.endswith("bytes") and "entropy" not in key
+    ]
+    assert sum(parts) == remark.after.stored_bytes
+
+
+def test_the_width_of_gaps_is_chosen_or_given(compressed):
+    chosen = optimize(compressed, "entropy-code").program
+    fixed = [optimize(compressed, f"entropy-code{{gap_bits={n}}}").program for n in (3, 8)]
+    assert [one.encodings["0.weight"].gap_bits for one in fixed] == [3, 8]
+    assert stored(chosen) <= min(stored(one) for one in fixed)
+
+
+def test_what_does_not_get_smaller_stays_plain():
+    # Every value as frequent as every other: nothing to gain.
+    weight = torch.arange(256.0).repeat(4, 1)
+    program = capture(nn.Linear(256, 4, bias=False), (torch.ones(1, 256),))
+    with torch.no_grad():
+        program.module.get_parameter("weight").copy_(weight)
+    after = optimize(program, "share-weights{bits=8}, entropy-code").program
+    assert codebook_of(after.encodings["weight"]).coder == "plain"
+
+
+def test_gaps_alone_are_coded_where_values_are_not_shared():
+    after = optimize(wide(), "prune{density=0.1}, entropy-code").program
+    held = after.encodings["0.weight"]
+    assert isinstance(held, Sparse)
+    assert held.coder != "plain"
+    assert held.values.describe() == "dense"
+
+
+def test_plain_weights_are_skipped():
+    result = optimize(wide(), "entropy-code")
+    reasons = {one.reason for one in result.report.remarks}
+    assert reasons == {Reason.NOT_APPLICABLE}
+    assert any("stored as plain numbers" in one.detail for one in result.report.remarks)
+
+
+def test_sites_may_be_left_out(apply, compressed):
+    after = apply(EntropyCode(), compressed, lambda site: site != "linear")
+    assert after.reason("linear") == Reason.EXCLUDED_BY_OPTION
+    assert after.program.encodings["0.weight"] is compressed.encodings["0.weight"]
+
+
+def test_tied_weights_are_coded_once(compressed):
+    program = compressed.copy()
+    encodings = {**program.encodings, "twin": program.encodings["0.weight"]}
+    program.module.twin = program.module.get_parameter("0.weight")
+    program.graph.find_nodes(op="get_attr", target="0.bias")
+    with program.graph.inserting_before(next(iter(program.graph.find_nodes(op="output")))):
+        extra = program.graph.get_attr("twin")
+        program.graph.call_function(torch.ops.aten.relu.default, (extra,))
+    after = optimize(replace(program, encodings=encodings), "entropy-code").program
+    assert after.encodings["twin"] is after.encodings["0.weight"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("entropy-code{coder=zip}", "zip"),
+        ("entropy-code{gap_bits=9}", "expected 1 to 8, got 9"),
+    ],
+)
+def test_errors(text, problem):
+    with pytest.raises(SpecError, match=problem):
+        optimize(wide(), text)
+
+
+def test_the_same_program_gives_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        optimize(wide(), f"{COMPRESSION}, entropy-code").save(tmp_path / name)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    loaded, kept = (shohin.load(tmp_path / "one"), optimize(wide(), COMPRESSION).program)
+    for name in kept.encodings:
+        assert same_bits(loaded.encodings[name].materialise(), kept.encodings[name].materialise())
