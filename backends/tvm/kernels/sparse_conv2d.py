@@ -5,12 +5,14 @@ and one multiply-add from memory for each vector of pixels. The weights are sort
 input channels, so that the pixels a tile reads stay in the first level cache while all filters go
 over them; sums wait in the output from chunk to chunk. One work item is a tile of pixels and a
 group of filters; groups have about equally many weights.
+
+What limits the speed is reading pixels. So filters can also go in pairs: where both have a weight
+at the same place, the pixels are read once for the two.
 """
 
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from shohin.backends.tvm.kernels.control import either
@@ -22,6 +24,7 @@ from shohin.backends.tvm.kernels.emit import (
     Kernel,
     Parameter,
     ceil_div,
+    held,
     local,
     ramp,
     splat,
@@ -29,11 +32,19 @@ from shohin.backends.tvm.kernels.emit import (
 )
 from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
 from shohin.backends.tvm.kernels.geometry import Geometry
-from shohin.backends.tvm.kernels.groups import even_groups
 from shohin.backends.tvm.kernels.planes import Planes, cut, register_tiles
+from shohin.backends.tvm.kernels.sparse_lists import (
+    PAIR_LISTS,
+    Arrangement,
+    pack_lists,
+    tap_places,
+)
 
 _NEAR_CACHE = 24_000
 """Bytes of pixels that stay in a first level cache of 32 KiB beside weights and sums."""
+
+_PAIR_REGISTERS = 24
+"""Registers from which on the sums of two filters have room beside each other."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +55,13 @@ class SparseTile:
         rows: rows of pixels whose sums are in registers together.
         columns: columns of them.
         channels: input channels of a chunk.
+        filters: output channels whose sums are in registers together, 1 or 2.
     """
 
     rows: int
     columns: int
     channels: int
+    filters: int = 1
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,16 @@ class SparseConv2d(Kernel):
         return ceil_div(self.channels, self.tile.channels)
 
     @property
+    def units(self) -> int:
+        """Filters, or pairs of them."""
+        return self.filters // self.tile.filters
+
+    @property
+    def lists(self) -> int:
+        """Lists of a unit: of both filters of a pair, of the first alone, of the second alone."""
+        return PAIR_LISTS if self.tile.filters == 2 else 1
+
+    @property
     def tiles(self) -> tuple[int, int]:
         """Tiles of registers down and across a tile of the grid, without a rest."""
         rows, columns = self.source.tile
@@ -125,6 +148,9 @@ class SparseConv2d(Kernel):
         shapes = register_tiles(self.source.tile, most)
         chunks = sorted({min(self.channels, size) for size in (8, 12, 16, 32, 64)})
         options = [SparseTile(*shape, size) for shape in shapes for size in chunks]
+        if self.filters % 2 == 0 and registers >= _PAIR_REGISTERS:
+            pairs = register_tiles(self.source.tile, (registers - 2) // 2)
+            options += [SparseTile(*shape, size, 2) for shape in pairs for size in chunks]
         ordered = sorted(options, key=lambda tile: (self._cost(tile), repr(tile)))
         return tuple(replace(self, tile=tile) for tile in ordered)
 
@@ -138,13 +164,20 @@ class SparseConv2d(Kernel):
         window = tile.channels * reach * self.source.phases * LANES * 4
         missing = 1.0 + 0.7 * min(1.0, max(0.0, window / _NEAR_CACHE - 1.0))
         spread = 1.0 + 0.02 * (tile.rows - 1)
-        per_weight = max(vectors * missing * spread, 4.0) + 1.5
+        per_weight = max(vectors * missing * spread * self._reads(tile), 4.0) + 1.5
         passes = self.filters * ceil_div(self.channels, tile.channels)
         return tiles * (self.nonzeros * per_weight + passes * (3.0 * vectors + 25.0))
 
+    def _reads(self, tile: SparseTile) -> float:
+        """Reads of pixels for each weight, if weights lie at random."""
+        down, across = self.geometry.kernel
+        density = self.nonzeros / (self.filters * self.channels * down * across)
+        return 1.0 if tile.filters == 1 else max(0.8, 1.0 - density / 2)
+
     def tile_text(self) -> str:
-        """Rows, columns, and channels of a chunk."""
-        return f"{self.tile.rows}x{self.tile.columns}/{self.tile.channels}c"
+        """Rows, columns, channels of a chunk, and whether filters go in pairs."""
+        pairs = "" if self.tile.filters == 1 else "/pairs"
+        return f"{self.tile.rows}x{self.tile.columns}/{self.tile.channels}c{pairs}"
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Planes, values, distances, starts of lists, groups, bias, step operands, planes."""
@@ -153,7 +186,7 @@ class SparseConv2d(Kernel):
             Parameter("x", self.source.shape(self.batch, self.channels)),
             Parameter("value", (max(1, self.nonzeros),)),
             Parameter("distance", (max(1, self.nonzeros),), "uint16" if self.narrow else "int32"),
-            Parameter("start", (self.chunks * self.filters + 1,), "int32"),
+            Parameter("start", (self.chunks * self.units * self.lists + 1,), "int32"),
             Parameter("group", (self.groups + 1,), "int32"),
             Parameter("bias", (self.filters,)),
             *operand_parameters(self.steps, result, self.filters),
@@ -171,54 +204,21 @@ class SparseConv2d(Kernel):
         size = self.filters * self.channels * rows * columns
         weight = np.zeros(size, np.float32)
         weight[generator.permutation(size)[: self.nonzeros]] = 0.5
-        return pack_lists(weight.reshape(self.filters, self.channels, rows, columns), self)
+        return self.pack(weight.reshape(self.filters, self.channels, rows, columns))
 
-
-def pack_lists(weight: Array, kernel: SparseConv2d) -> dict[str, Array]:
-    """Weights as the kernel's lists, by the names of its parameters.
-
-    Args:
-        weight: ``[O, C, KH, KW]``; zeros are left out.
-        kernel: what will read them.
-    """
-    filters, channels, rows, columns = weight.shape
-    planes, size = kernel.source, kernel.tile.channels
-    chunk = np.arange(channels) // size
-    weights_of = np.count_nonzero(weight.reshape(filters, -1), axis=1)
-    by_chunk = np.moveaxis(weight, 0, 1).reshape(channels, filters, rows * columns)
-    values, places, counts = [], [], []
-    tap_places = _tap_places(kernel.geometry, planes)
-    for number in range(kernel.chunks):
-        part = by_chunk[chunk == number].transpose(1, 0, 2)
-        found = np.nonzero(part)
-        values.append(part[found])
-        places.append(found[1] * planes.phases * planes.plane + tap_places[found[2]])
-        counts.append(np.bincount(found[0], minlength=filters))
-    distances = np.concatenate(places)
-    start = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-    return {
-        "value": _at_least_one(np.concatenate(values).astype(np.float32)),
-        "distance": _at_least_one(distances.astype(np.uint16 if kernel.narrow else np.int32)),
-        "start": start.astype(np.int32),
-        "group": even_groups(weights_of, kernel.groups),
-    }
-
-
-def _at_least_one(array: Array) -> Array:
-    return array if array.size else np.zeros(1, array.dtype)
-
-
-def _tap_places(geometry: Geometry, planes: Planes) -> NDArray[np.int64]:
-    """Distance, in vectors, of each tap's pixel from the output's pixel in the first phase."""
-    places = []
-    down, right = geometry.stride
-    for tap_row in range(geometry.kernel[0]):
-        for tap in range(geometry.kernel[1]):
-            row = tap_row * geometry.dilation[0] - geometry.padding[0]
-            column = tap * geometry.dilation[1] - geometry.padding[2]
-            phase = row % down * right + column % right
-            places.append(phase * planes.plane + planes.at(row // down, column // right))
-    return np.array(places, np.int64)
+    def pack(self, weight: Array) -> dict[str, Array]:
+        """Weights ``[O, C, KH, KW]`` as lists, by the names of parameters."""
+        return pack_lists(
+            weight,
+            Arrangement(
+                tap_places(self.geometry, self.source),
+                self.source.phases * self.source.plane,
+                self.tile.channels,
+                self.tile.filters,
+                self.groups,
+                self.narrow,
+            ),
+        )
 
 
 def needed_planes(geometry: Geometry) -> Planes:
@@ -251,53 +251,78 @@ class _TileEmitter:
         column = T.floormod(self.tile, conv.tiles[1]) * conv.tile.columns
         low, high = self.group[self.filter_group], self.group[self.filter_group + 1]
         with T.serial(0, conv.chunks) as chunk, T.serial(0, high - low) as index:
-            self._filter(chunk, low + index, row, column)
+            self._unit(chunk, low + index, row, column)
 
-    def _filter(self, chunk: Expr, filter_: Expr, row: Expr, column: Expr) -> None:
+    def _unit(self, chunk: Expr, unit: Expr, row: Expr, column: Expr) -> None:
+        """A filter or a pair of filters, over the channels of a chunk."""
         conv = self.conv
         pixels = [(r, c) for r in range(conv.tile.rows) for c in range(conv.tile.columns)]
-        sums = local(len(pixels) * LANES)
+        every = [
+            (unit * conv.tile.filters + number, pixel)
+            for number in range(conv.tile.filters)
+            for pixel in pixels
+        ]
+        sums = local(len(every) * LANES)
 
-        def place(pixel: tuple[int, int]) -> list[Expr]:
+        def place(filter_: Expr, pixel: tuple[int, int]) -> list[Expr]:
             vector = conv.result.at(row + pixel[0], column + pixel[1])
             return [self.image, filter_, vector, ramp(0)]
 
         def begin() -> None:
-            for number in range(len(pixels)):
+            for number, (filter_, _) in enumerate(every):
                 store(sums, [ramp(number * LANES)], splat(self.bias[filter_]))
 
         def go_on() -> None:
-            for number, pixel in enumerate(pixels):
-                store(sums, [ramp(number * LANES)], self.y[tuple(place(pixel))])
+            for number, which in enumerate(every):
+                store(sums, [ramp(number * LANES)], self.y[tuple(place(*which))])
 
         def wait() -> None:
-            for number, pixel in enumerate(pixels):
-                store(self.y, place(pixel), sums[ramp(number * LANES)])
+            for number, which in enumerate(every):
+                store(self.y, place(*which), sums[ramp(number * LANES)])
 
         def finish() -> None:
-            for number, pixel in enumerate(pixels):
-                self._finish(sums[ramp(number * LANES)], filter_, place(pixel))
+            for number, (filter_, pixel) in enumerate(every):
+                self._finish(sums[ramp(number * LANES)], filter_, place(filter_, pixel))
 
         one = conv.chunks == 1
         either(one or chunk == 0, begin, go_on)
-        self._accumulate(sums, chunk, filter_, row * conv.source.framed[1] + column)
+        self._accumulate(sums, chunk, unit, row * conv.source.framed[1] + column)
         either(one or chunk == conv.chunks - 1, finish, wait)
 
-    def _accumulate(self, sums: Buffer, chunk: Expr, filter_: Expr, first: Expr) -> None:
+    def _accumulate(self, sums: Buffer, chunk: Expr, unit: Expr, first: Expr) -> None:
         conv = self.conv
-        listed = chunk * conv.filters + filter_
-        low = self.start[listed]
+        listed = (chunk * conv.units + unit) * conv.lists
         chunk_plane = chunk * conv.tile.channels * conv.source.phases
-        with T.serial(0, self.start[listed + 1] - low) as index:
+        if conv.tile.filters == 1:
+            self._go_over(sums, listed, (0,), chunk_plane, first)
+            return
+        self._go_over(sums, listed, (0, 1), chunk_plane, first)
+        self._go_over(sums, listed + 1, (0,), chunk_plane, first)
+        self._go_over(sums, listed + 2, (1,), chunk_plane, first)
+
+    def _go_over(
+        self, sums: Buffer, listed: Expr, members: tuple[int, ...], chunk_plane: Expr, first: Expr
+    ) -> None:
+        """Add what the weights of a list give to the sums of some filters of the unit.
+
+        Weights of several filters follow each other, and have the same place.
+        """
+        conv, step = self.conv, len(members)
+        pixels = conv.tile.rows * conv.tile.columns
+        low = self.start[listed]
+        with T.serial(0, T.floordiv(self.start[listed + 1] - low, step)) as index:
+            entry = low + index * step
             at = local(1, "int32")
-            store(at, [0], first + T.cast(self.distance[low + index], "int32"))
-            value = splat(self.value[low + index])
-            for number in range(conv.tile.rows * conv.tile.columns):
+            store(at, [0], first + T.cast(self.distance[entry], "int32"))
+            values = [held(splat(self.value[entry + i]), LANES) for i in range(step)]
+            for number in range(pixels):
                 row, column = divmod(number, conv.tile.columns)
                 vector = at[0] + row * conv.source.framed[1] + column
-                lane = ramp(number * LANES)
                 x = self.x[self.image, chunk_plane, vector, ramp(0)]
-                store(sums, [lane], sums[lane] + value * x)
+                x = x if step == 1 else held(x, LANES)
+                for member, value in zip(members, values, strict=True):
+                    lane = ramp((member * pixels + number) * LANES)
+                    store(sums, [lane], sums[lane] + value * x)
 
     def _finish(self, total: Expr, filter_: Expr, place: list[Expr]) -> None:
         result = apply_steps(

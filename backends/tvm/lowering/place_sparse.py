@@ -13,7 +13,6 @@ from shohin.backends.tvm.kernels.sparse_conv2d import (
     SparseConv2d,
     SparseTile,
     needed_planes,
-    pack_lists,
 )
 from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import Array, Convolution
@@ -96,7 +95,7 @@ def in_groups(planner: Planner, kernel: SparseConv2d) -> SparseConv2d:
 def convolution_lists(planner: Planner, weight: Array, kernel: SparseConv2d) -> list[Placement]:
     """``[O, C, KH, KW]`` weights as the lists that a convolution reads."""
     names = ("value", "distance", "start", "group")
-    return list_places(planner, names, lambda: pack_lists(weight, kernel))
+    return list_places(planner, names, lambda: kernel.pack(weight))
 
 
 def list_places(

@@ -36,6 +36,9 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #include <time.h>
 #include <unistd.h>
 
@@ -51,6 +54,7 @@ SHOHIN_DECLARE_RUNTIME(SHOHIN_NAME);
 
 enum {
     ARENA_ALIGNMENT = 64,
+    HUGE_PAGE = 2 << 20,
     /* Two 64-byte lines: x86 fetches lines in pairs, and some ARM cores have 128-byte lines. */
     CACHE_LINE = 128,
     /* musl gives threads 128 KiB by default, too little for kernels with local tiles. */
@@ -353,12 +357,24 @@ static void run_steps(shohin_instance *instance, double *milliseconds) {
 
 /* ---------------------------------------------------------------- inputs and outputs */
 
-/* Zeroed memory; NULL when there is none. */
+/*
+ * Zeroed memory; NULL when there is none.
+ *
+ * Much of it comes in huge pages where the system has some: images are read in wide strides, and
+ * the neighbouring lines of small pages may share the same few places of a cache.
+ */
 static void *allocate(size_t alignment, size_t bytes) {
+    const bool large = bytes >= HUGE_PAGE;
     void *memory = NULL;
-    if (posix_memalign(&memory, alignment, bytes > 0 ? bytes : 1) != 0) {
+    const size_t aligned = large && alignment < HUGE_PAGE ? HUGE_PAGE : alignment;
+    if (posix_memalign(&memory, aligned, bytes > 0 ? bytes : 1) != 0) {
         return NULL;
     }
+#if defined(MADV_HUGEPAGE)
+    if (large) {
+        (void)madvise(memory, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+    }
+#endif
     memset(memory, 0, bytes);
     return memory;
 }

@@ -32,7 +32,6 @@ from shohin.backends.tvm.kernels.sparse_conv2d import (
     SparseConv2d,
     SparseTile,
     needed_planes,
-    pack_lists,
 )
 from shohin.backends.tvm.target import CpuTarget
 
@@ -108,9 +107,10 @@ def _draw(seed: int) -> SparseConv2d:
     geometry = draw_geometry(choose)
     needed = needed_planes(geometry)
     shape = choose.choice(sorted(register_tiles(needed.tile, 16)))
+    filters = choose.randint(1, 8)
     return _conv(
         channels=choose.randint(1, 9),
-        filters=choose.randint(1, 8),
+        filters=filters,
         size=geometry.size,
         kernel=geometry.kernel,
         stride=geometry.stride,
@@ -120,7 +120,7 @@ def _draw(seed: int) -> SparseConv2d:
         density=choose.choice([0.0, 0.05, 0.3, 1.0]),
         groups=choose.randint(1, 3),
         border=choose.randint(0, 2),
-        tile=SparseTile(*shape, choose.randint(1, 9)),
+        tile=SparseTile(*shape, choose.randint(1, 9), choose.choice([1, 2 - filters % 2])),
         steps=tuple(choose.sample(ALL_STEPS, choose.randint(0, 2))),
         planes=replace(needed, border=needed.border + choose.randint(0, 2)),
     )
@@ -142,6 +142,15 @@ _CASES = {
     "residual": _conv(steps=(_RESIDUAL, Step("relu")), batch=2),
     "groups of filters": _conv(filters=11, groups=4, tile=SparseTile(1, 1, 5)),
     "more groups than filters": _conv(filters=2, groups=4),
+    "pairs": _conv(filters=6, tile=SparseTile(1, 1, 2, 2)),
+    "pairs that share much": _conv(
+        size=(28, 28), filters=4, density=0.8, tile=SparseTile(1, 7, 5, 2)
+    ),
+    "pairs that share everything": _conv(filters=4, density=1.0, tile=SparseTile(1, 1, 3, 2)),
+    "pairs without weights": _conv(filters=4, density=0.0, tile=SparseTile(1, 1, 3, 2)),
+    "pairs in groups": _conv(filters=12, groups=4, tile=SparseTile(1, 1, 5, 2)),
+    "pairs of large tiles": _conv(size=(56, 56), filters=2, tile=SparseTile(1, 14, 3, 2)),
+    "pairs, stride 2": _conv(filters=8, stride=(2, 2), size=(9, 11), tile=SparseTile(1, 1, 4, 2)),
     "wide distances": _conv(channels=30, size=(160, 180), tile=SparseTile(1, 1, 20)),
     **{f"step {s.kind} {s.operand}": _conv(size=(3, 9), steps=(s,)) for s in ALL_STEPS},
     **{f"random {seed}": _draw(seed) for seed in range(40)},
@@ -190,7 +199,7 @@ def _check(library: KernelLibrary, kernel: SparseConv2d) -> None:
         terms=weight[0].size + 1,
     )
     expected = apply_steps(kernel.steps, sums, [wide(array) for array in operands])
-    lists = pack_lists(weight, kernel)
+    lists = kernel.pack(weight)
     given = [_to_planes(x, kernel.source)]
     given += [lists[name] for name in ("value", "distance", "start", "group")]
     given += [bias]
@@ -215,17 +224,39 @@ def test_narrower_vectors(arch: str) -> None:
         _check(library, kernel)
 
 
-def test_groups_have_equal_work() -> None:
-    kernel = _conv(channels=64, filters=64, density=0.1, groups=4)
+@pytest.mark.parametrize("together", [1, 2])
+def test_groups_have_equal_work(together: int) -> None:
+    tile = SparseTile(1, 1, 2, together)
+    kernel = _conv(channels=64, filters=64, density=0.1, groups=4, tile=tile)
     weight = _weight(kernel, np.random.default_rng(0))
     weight[:8] = 1.0
     kernel = replace(kernel, nonzeros=int(np.count_nonzero(weight)))
-    bounds = pack_lists(weight, kernel)["group"].astype(int)
-    counts = np.count_nonzero(weight.reshape(64, -1), axis=1)
+    bounds = kernel.pack(weight)["group"].astype(int)
+    counts = np.count_nonzero(weight.reshape(64 // together, -1), axis=1)
     work = [counts[low:high].sum() for low, high in pairwise(bounds)]
     assert bounds[0] == 0
-    assert bounds[-1] == 64
+    assert bounds[-1] == 64 // together
     assert max(work) - min(work) <= 2 * counts.max()
+
+
+def test_weights_at_the_same_place_are_read_together() -> None:
+    kernel = _conv(channels=2, filters=2, kernel=(1, 1), density=0.75, tile=SparseTile(1, 1, 2, 2))
+    lists = kernel.pack(np.array([[1.0, 2.0], [3.0, 0.0]], np.float32).reshape(2, 2, 1, 1))
+    assert lists["start"].tolist() == [0, 2, 3, 3]
+    assert lists["value"].tolist() == [1.0, 3.0, 2.0]
+    first, again, other = lists["distance"].tolist()
+    assert first == again
+    assert other == first + kernel.source.phases * kernel.source.plane
+
+
+def test_pairs_are_tried_where_registers_suffice() -> None:
+    def together(filters: int, registers: int) -> set[int]:
+        variants = _conv(channels=64, filters=filters, size=(28, 28)).variants(registers)
+        return {variant.tile.filters for variant in variants}
+
+    assert together(64, 30) == {1, 2}
+    assert together(63, 30) == {1}
+    assert together(64, 7) == {1}
 
 
 def test_samples_have_the_kernels_shapes() -> None:
