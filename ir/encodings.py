@@ -346,19 +346,28 @@ def encode(encoding: Encoding) -> tuple[Json, dict[str, Tensor]]:
     """Split an encoding in a JSON description and its tensors, for a file.
 
     Returns:
-        The description, and the tensors keyed by their path in it (``values/mask``).
+        What `describe_encoding` and `encoded_tensors` give.
     """
-    tensors = dict(encoding.tensors())
-    children: dict[str, Json] = {}
-    for name, child in encoding.children().items():
-        description, inner = encode(child)
-        children[name] = description
-        tensors |= {f"{name}/{key}": tensor for key, tensor in inner.items()}
+    return describe_encoding(encoding), encoded_tensors(encoding)
+
+
+def describe_encoding(encoding: Encoding) -> Json:
+    """The plain values of an encoding and of its children, for a file."""
+    children = {name: describe_encoding(child) for name, child in encoding.children().items()}
     return {
         "kind": encoding.kind,
         "attributes": dict(encoding.attributes()),
         "children": children,
-    }, tensors
+    }
+
+
+def encoded_tensors(encoding: Encoding) -> dict[str, Tensor]:
+    """The tensors of an encoding and of its children, by their path (``values/indices``)."""
+    tensors = dict(encoding.tensors())
+    for name, child in encoding.children().items():
+        inner = encoded_tensors(child)
+        tensors |= {f"{name}/{key}": tensor for key, tensor in inner.items()}
+    return tensors
 
 
 def decode(description: Json, tensors: Mapping[str, Tensor]) -> Encoding:

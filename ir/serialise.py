@@ -1,35 +1,51 @@
-"""Programs in files: one safetensors file whose metadata holds the graph; no pickle.
+"""Programs in files; no pickle. The format is described in docs/format.md.
 
-The metadata has one entry, ``shohin``: a JSON object with the format's name and version, a digest
-over everything else, the body (graph, inputs, stage, facts, history, encodings) and what the
-caller adds. A weight with an encoding is stored in its encoded form only. The same program gives
-the same bytes.
+The header holds graph, inputs, stage, facts, history, tool versions and how each weight is stored;
+every weight has a section of its own, in its encoded form only. The same program gives the same
+bytes. Weights are written and read one at a time.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import TracebackType
+from typing import Any, BinaryIO, TypeAlias
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, fx, nn
 
-from shohin.errors import ArtifactError
-from shohin.ir.encodings import Dense, Encoding, Json, decode, encode
+from shohin.errors import ArtifactError, ShohinError, SpecError
+from shohin.ir.container.sections import BROKEN, END, Section, SectionReader, SectionWriter
+from shohin.ir.container.tensors import decode_tensors, encode_tensors
+from shohin.ir.container.text import deflate, inflate
+from shohin.ir.encodings import (
+    Dense,
+    Encoding,
+    Json,
+    decode,
+    describe_encoding,
+    encoded_tensors,
+)
 from shohin.ir.files import atomic_path
 from shohin.ir.graph_json import decode_graph, encode_graph
 from shohin.ir.program import Fact, InputSpec, Program, Stage, make_owner, tensor_of, weight_names
+from shohin.ir.versions import tool_versions
 
-FORMAT = "shohin"
-VERSION = 1
+HEADER, WEIGHT = "HEAD", "WGHT"
+
 _Path: TypeAlias = str | PathLike[str]
-_DENSE, _ENCODED = "dense/", "encoded/"
-_BROKEN = "write it again, or take an intact copy"
+_VALUES = "values"
+_ALLOWANCE = 64 << 20
+_MOST_RATIO = 1 << 16
+"""Bytes that weights may claim: so many anyhow, and so many for each byte of the file."""
+
+_CLAIM = 9
+"""Bytes of memory for an element at most: its widest type and its place in a mask."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +54,22 @@ class Header:
 
     Attributes:
         version: version of the file format.
-        digest: SHA-256 of everything else in the file.
         name: what the program is called.
         stage: how far it has come.
         facts: properties that hold.
         history: canonical text of each pass that ran.
         inputs: one specification per input.
+        tools: versions of what wrote the file, by name.
         extra: what the writer of the file added.
     """
 
     version: int
-    digest: str
     name: str
     stage: Stage
     facts: frozenset[Fact]
     history: tuple[str, ...]
     inputs: tuple[InputSpec, ...]
+    tools: Mapping[str, str]
     extra: Mapping[str, Json]
 
 
@@ -66,21 +82,16 @@ def save_program(program: Program, path: _Path, extra: Mapping[str, Json] | None
         extra: plain values to keep with it; `read_header` gives them back.
 
     Raises:
-        ArtifactError: when the file cannot be written, or a node cannot be held by a file.
+        ArtifactError: when the file cannot be written, or a node or weight cannot be held by it.
     """
-    body, tensors = _take_apart(program)
-    added = dict(extra or {})
-    header = {
-        "format": FORMAT,
-        "version": VERSION,
-        "digest": _digest({"body": body, "extra": added}, tensors),
-        "body": body,
-        "extra": added,
-    }
-    with atomic_path(path) as temporary:
-        mode = temporary.stat().st_mode
-        safetensors.torch.save_file(tensors, temporary, {FORMAT: _canonical(header)})
-        temporary.chmod(mode)
+    header = {**_describe(program), "tools": tool_versions(), "extra": dict(extra or {})}
+    text = deflate(_canonical(header))
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        writer = SectionWriter(file)
+        writer.section(HEADER, [text])
+        for ordinal, name in enumerate(_stored_names(program)):
+            writer.section(WEIGHT, _content(ordinal, name, program))
+        writer.end()
 
 
 def load_program(path: _Path) -> Program:
@@ -90,42 +101,19 @@ def load_program(path: _Path) -> Program:
         ArtifactError: when the file is missing, truncated, foreign, corrupted or of a newer
             version.
     """
-    header, tensors = _read(path, with_tensors=True)
-    found = _digest({"body": header["body"], "extra": header["extra"]}, tensors)
-    if found != header["digest"]:
-        problem = (
-            f"corrupted: expected SHA-256 {str(header['digest'])[:16]}..., got {found[:16]}..."
-        )
-        raise ArtifactError(str(path), problem, _BROKEN)
-    try:
-        return _put_together(header["body"], tensors)
-    except ArtifactError as error:
-        raise ArtifactError(f"{path}: {error.where}", error.problem, error.hint) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(str(path), f"malformed: {error!r}", _BROKEN) from error
+    with ProgramFile(path) as file:
+        file.check()
+        return file.program()
 
 
 def read_header(path: _Path) -> Header:
-    """Read what a program file says of itself, without its tensors and without the digest check.
+    """Read what a program file says of itself; its weights are not looked at.
 
     Raises:
         ArtifactError: when the file is missing, truncated, foreign or of a newer version.
     """
-    header, _ = _read(path, with_tensors=False)
-    body = header["body"]
-    try:
-        return Header(
-            version=int(header["version"]),
-            digest=str(header["digest"]),
-            name=str(body["name"]),
-            stage=Stage(body["stage"]),
-            facts=frozenset(Fact(fact) for fact in body["facts"]),
-            history=tuple(body["history"]),
-            inputs=tuple(_decode_input(spec) for spec in body["inputs"]),
-            extra=header["extra"],
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(str(path), f"malformed: {error!r}", _BROKEN) from error
+    with ProgramFile(path) as file:
+        return file.header
 
 
 def content_hash(program: Program) -> str:
@@ -134,18 +122,206 @@ def content_hash(program: Program) -> str:
     Raises:
         ArtifactError: when a node cannot be described.
     """
-    body, tensors = _take_apart(program)
-    return _digest({"body": body}, tensors)
+    digest = hashlib.sha256(_canonical(_describe(program)).encode())
+    for ordinal, name in enumerate(_stored_names(program)):
+        for part in _content(ordinal, name, program):
+            digest.update(part)
+    return digest.hexdigest()
 
 
-def _take_apart(program: Program) -> tuple[dict[str, Json], dict[str, Tensor]]:
-    tensors: dict[str, Tensor] = {}
-    weights = _describe_weights(program, tensors)
+class ProgramFile:
+    """An open program file, whose weights are read when they are asked for.
+
+    ::
+
+        with ProgramFile("net.shohin") as file:
+            file.header.history
+            file.tensor("fc.weight")
+
+    Args:
+        path: the file.
+
+    Raises:
+        ArtifactError: when the file is missing, truncated, foreign, corrupted or of a newer
+            version.
+    """
+
+    def __init__(self, path: _Path) -> None:
+        self._path = Path(path)
+        self._file = _open(self._path)
+        try:
+            self._reader = SectionReader(self._file, self._path)
+            self._weights = self._check_sections()
+            with self._readable():
+                self._body = _parse(self._reader.content(self._reader.sections[0]))
+                self._names = _stored_in(self._body)
+                self.header = _header(self._body, self._reader.version)
+                self._check_weights()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "ProgramFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Bytes that each weight takes in the file, its section's frame included."""
+        pairs = zip(self._names, self._weights, strict=True)
+        return {name: section.end - section.start for name, section in pairs}
+
+    def check(self) -> None:
+        """Compare the checksum of the whole file.
+
+        Raises:
+            ArtifactError: when it is wrong.
+        """
+        self._reader.check_digest()
+
+    def encoding(self, name: str) -> Encoding:
+        """How a weight is stored.
+
+        Raises:
+            ArtifactError: when its section is corrupted, or there is no such weight.
+        """
+        if name not in self._names:
+            raise ArtifactError(f"{self._path}: weight '{name}'", "the file has none of that name")
+        ordinal = self._names.index(name)
+        with self._readable(f"weight '{name}'"):
+            found, tensors = decode_tensors(self._reader.content(self._weights[ordinal]))
+            if found != ordinal:
+                raise SpecError("weights", f"expected weight {ordinal}, got {found}")
+            description = self._body["encodings"].get(name)
+            if description is None:
+                return Dense(tensors[_VALUES])
+            return decode(description, tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        """A weight in its dense form."""
+        return self.encoding(name).materialise()
+
+    def program(self) -> Program:
+        """The program."""
+        with self._readable():
+            body = self._body
+            graph = decode_graph(body["graph"])
+            root, encodings = self._attach_weights()
+            module = fx.GraphModule(root, graph)
+            module.train(False)
+            header = self.header
+            return Program(
+                module=module,
+                inputs=header.inputs,
+                stage=header.stage,
+                encodings=encodings,
+                facts=header.facts,
+                history=header.history,
+                name=header.name,
+                outputs=tuple(str(name) for name in body.get("outputs", ())),
+            )
+
+    def _attach_weights(self) -> tuple[nn.Module, dict[str, Encoding]]:
+        root, encodings = nn.Module(), dict[str, Encoding]()
+        weights: Mapping[str, Any] = self._body["weights"]
+        for name, described in sorted(weights.items(), key=lambda item: item[1]["tied_to"] or ""):
+            owner, leaf = make_owner(root, name)
+            tied = described["tied_to"]
+            if tied:
+                setattr(owner, leaf, tensor_of(root, tied))
+                if name in self._body["encodings"]:
+                    encodings[name] = encodings[tied]
+                continue
+            encoding = self.encoding(name)
+            value = encoding.materialise()
+            if name in self._body["encodings"]:
+                encodings[name] = encoding
+                value = value.clone() if isinstance(encoding, Dense) else value
+            if described["parameter"]:
+                owner.register_parameter(leaf, nn.Parameter(value, bool(described["trained"])))
+            else:
+                owner.register_buffer(leaf, value)
+        return root, encodings
+
+    def _check_sections(self) -> tuple[Section, ...]:
+        known = {HEADER, WEIGHT, END}
+        for section in self._reader.sections:
+            if section.tag not in known and section.required:
+                problem = f"has a section '{section.tag}' that this version does not know"
+                raise ArtifactError(str(self._path), problem, "update shohin")
+        if self._reader.sections[0].tag != HEADER:
+            raise ArtifactError(str(self._path), "corrupted: it has no header", BROKEN)
+        return tuple(one for one in self._reader.sections if one.tag == WEIGHT)
+
+    def _check_weights(self) -> None:
+        if len(self._names) != len(self._weights):
+            problem = f"expected {len(self._names)} weights, found {len(self._weights)}"
+            raise SpecError("weights", problem)
+        claimed = sum(_claim(described) for described in self._body["encodings"].values())
+        most = _ALLOWANCE + _MOST_RATIO * self._reader.sections[-1].end
+        if claimed > most:
+            raise SpecError("weights", f"claim {claimed} bytes, more than the {most} believed")
+
+    @contextmanager
+    def _readable(self, what: str = "") -> Iterator[None]:
+        """Turn whatever goes wrong with malformed content into an error that names the file."""
+        where = f"{self._path}: {what}" if what else str(self._path)
+        try:
+            yield
+        except ArtifactError as error:
+            if error.where.startswith(str(self._path)):
+                raise
+            raise ArtifactError(f"{where}: {error.where}", error.problem, error.hint) from error
+        except ShohinError as error:
+            raise ArtifactError(where, f"corrupted: {error}", BROKEN) from error
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ArtifactError(where, f"malformed: {error!r}", BROKEN) from error
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise ArtifactError(str(path), "there is no such file") from error
+    except IsADirectoryError as error:
+        raise ArtifactError(str(path), "is a folder, not a program file") from error
+    except OSError as error:
+        raise ArtifactError(str(path), f"cannot be read: {error.strerror or error}") from error
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    body = json.loads(inflate(content))
+    if not isinstance(body, dict) or not isinstance(body.get("encodings"), dict):
+        raise SpecError("header", "expected an object")
+    return body
+
+
+def _header(body: Mapping[str, Any], version: int) -> Header:
+    return Header(
+        version=version,
+        name=str(body["name"]),
+        stage=Stage(body["stage"]),
+        facts=frozenset(Fact(fact) for fact in body["facts"]),
+        history=tuple(str(text) for text in body["history"]),
+        inputs=tuple(_decode_input(spec) for spec in body["inputs"]),
+        tools={str(name): str(version) for name, version in body["tools"].items()},
+        extra=dict(body["extra"]),
+    )
+
+
+def _describe(program: Program) -> dict[str, Json]:
+    owners = _owners(program)
     encodings: dict[str, Json] = {}
-    for name in sorted(program.encodings.keys() & weights.keys()):
-        description, parts = encode(program.encodings[name])
-        encodings[name] = description
-        tensors |= {f"{_ENCODED}{name}/{key}": part for key, part in parts.items()}
+    for name in sorted(program.encodings.keys() & owners.keys()):
+        owned = owners[name] == name
+        encodings[name] = describe_encoding(program.encodings[name]) if owned else None
     body: dict[str, Json] = {
         "name": program.name,
         "stage": program.stage.value,
@@ -153,44 +329,55 @@ def _take_apart(program: Program) -> tuple[dict[str, Json], dict[str, Tensor]]:
         "history": [*program.history],
         "inputs": [_encode_input(spec) for spec in program.inputs],
         "graph": encode_graph(program.graph),
-        "weights": weights,
+        "weights": {name: _describe_weight(program, name, owners[name]) for name in owners},
         "encodings": encodings,
     }
     if program.outputs:
         body["outputs"] = [*program.outputs]
-    return body, {name: _own(tensor) for name, tensor in sorted(tensors.items())}
+    return body
 
 
-def _describe_weights(program: Program, tensors: dict[str, Tensor]) -> dict[str, Json]:
-    """Describe each weight, and add those without an encoding to the tensors, tied ones once."""
+def _describe_weight(program: Program, name: str, owner: str) -> Json:
+    tensor = tensor_of(program.module, name)
+    return {
+        "parameter": isinstance(tensor, nn.Parameter),
+        "trained": tensor.requires_grad,
+        "tied_to": owner if owner != name else None,
+    }
+
+
+def _owners(program: Program) -> dict[str, str]:
+    """The name that each weight is stored by: of tied ones the first that has an encoding."""
+    names = sorted(weight_names(program), key=lambda name: (name not in program.encodings, name))
     first: dict[int, str] = {}
-    weights: dict[str, Json] = {}
-    for name in weight_names(program):
-        tensor = tensor_of(program.module, name)
-        owner = first.setdefault(id(tensor), name)
-        weights[name] = {
-            "parameter": isinstance(tensor, nn.Parameter),
-            "trained": tensor.requires_grad,
-            "tied_to": owner if owner != name else None,
-        }
-        if owner == name and name not in program.encodings:
-            tensors[f"{_DENSE}{name}"] = tensor
-    return weights
+    for name in names:
+        first.setdefault(id(tensor_of(program.module, name)), name)
+    return {name: first[id(tensor_of(program.module, name))] for name in sorted(names)}
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """A tensor with memory of its own, as the file format asks for."""
-    flat = tensor.detach().cpu().contiguous()
-    whole = flat.untyped_storage().nbytes() == flat.numel() * flat.element_size()
-    return flat if whole else flat.clone()
+def _stored_names(program: Program) -> list[str]:
+    return sorted(set(_owners(program).values()))
 
 
-def _digest(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(_canonical(described).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _stored_in(body: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name, one in body["weights"].items() if not one["tied_to"])
+
+
+def _content(ordinal: int, name: str, program: Program) -> Iterator[bytes | memoryview]:
+    encoding = program.encodings.get(name) or Dense(tensor_of(program.module, name).detach())
+    try:
+        yield from encode_tensors(ordinal, encoded_tensors(encoding))
+    except SpecError as error:
+        raise ArtifactError(f"weight '{name}'", error.problem) from error
+
+
+def _claim(described: object) -> int:
+    """Bytes that a weight takes in memory, as its description has it."""
+    attributes = described.get("attributes") if isinstance(described, dict) else {}
+    sizes = attributes.get("shape", []) if isinstance(attributes, dict) else []
+    if not isinstance(sizes, list) or not all(isinstance(size, int) for size in sizes):
+        raise SpecError("weights", f"expected a shape, got {sizes!r}")
+    return int(_CLAIM * math.prod(max(0, size) for size in sizes))
 
 
 def _canonical(described: Mapping[str, Any]) -> str:
@@ -207,87 +394,3 @@ def _decode_input(spec: Mapping[str, Any]) -> InputSpec:
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"unknown element type {spec['dtype']}")
     return InputSpec(str(spec["name"]), tuple(spec["shape"]), dtype)
-
-
-def _read(path: _Path, *, with_tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = _check_header(Path(path), file.metadata() or {})
-            names = file.keys() if with_tensors else []
-            return header, {name: file.get_tensor(name) for name in names}
-    except FileNotFoundError as error:
-        raise ArtifactError(str(path), "there is no such file") from error
-    except OSError as error:
-        raise ArtifactError(str(path), f"cannot be read: {error}") from error
-    except safetensors.SafetensorError as error:
-        problem = f"truncated, or not a program file: {error}"
-        raise ArtifactError(str(path), problem, _BROKEN) from error
-
-
-def _check_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    if FORMAT not in metadata:
-        raise ArtifactError(str(path), "a safetensors file, but not of a shohin program")
-    try:
-        header = json.loads(metadata[FORMAT])
-        version = int(header["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(str(path), f"corrupted header: {error!r}", _BROKEN) from error
-    if version > VERSION:
-        problem = f"expected format version {VERSION} or older, got {version}"
-        raise ArtifactError(str(path), problem, "update shohin")
-    missing = {"digest", "body", "extra"} - header.keys()
-    if missing:
-        raise ArtifactError(str(path), f"corrupted header: no {sorted(missing)}", _BROKEN)
-    return dict(header)
-
-
-def _put_together(body: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
-    encodings = {
-        name: decode(description, _under(f"{_ENCODED}{name}/", tensors))
-        for name, description in body["encodings"].items()
-    }
-    graph = decode_graph(body["graph"])
-    root = nn.Module()
-    _attach_weights(root, body["weights"], encodings, tensors)
-    module = fx.GraphModule(root, graph)
-    module.train(False)
-    return Program(
-        module=module,
-        inputs=tuple(_decode_input(spec) for spec in body["inputs"]),
-        stage=Stage(body["stage"]),
-        encodings=encodings,
-        facts=frozenset(Fact(fact) for fact in body["facts"]),
-        history=tuple(body["history"]),
-        name=str(body["name"]),
-        outputs=tuple(str(name) for name in body.get("outputs", ())),
-    )
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-
-
-def _attach_weights(
-    root: nn.Module,
-    weights: Mapping[str, Any],
-    encodings: Mapping[str, Encoding],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    for name, described in sorted(weights.items(), key=lambda item: item[1]["tied_to"] or ""):
-        owner, leaf = make_owner(root, name)
-        if described["tied_to"]:
-            setattr(owner, leaf, tensor_of(root, described["tied_to"]))
-            continue
-        value = _value(name, encodings, tensors)
-        if described["parameter"]:
-            owner.register_parameter(leaf, nn.Parameter(value, bool(described["trained"])))
-        else:
-            owner.register_buffer(leaf, value)
-
-
-def _value(name: str, encodings: Mapping[str, Encoding], tensors: Mapping[str, Tensor]) -> Tensor:
-    encoding = encodings.get(name)
-    if encoding is None:
-        return tensors[f"{_DENSE}{name}"]
-    dense = encoding.materialise()
-    return dense.clone() if isinstance(encoding, Dense) else dense

@@ -1,0 +1,1 @@
+"""The file that holds a program: sections, checksums, the header's text (docs/format.md)."""
