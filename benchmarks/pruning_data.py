@@ -11,6 +11,8 @@ from shohin import zoo
 VALIDATION = 5000
 """Images of the training set that nothing is trained on; everything is chosen on them."""
 
+_TEMPERATURE = 3.0
+
 
 @dataclass(frozen=True, eq=False)
 class Augmented:
@@ -53,6 +55,40 @@ class Augmented:
         if self.flat:
             return shifted.flatten(1)
         return shifted.contiguous(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """Batches whose labels are joined by what a teacher says of the images, for `distillation`.
+
+    Attributes:
+        batches: images and labels.
+        teacher: a network in evaluation mode.
+        precision: of the teacher's arithmetic.
+    """
+
+    batches: Augmented
+    teacher: nn.Module
+    precision: str
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        mixed = torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bfloat16")
+        for images, labels in self.batches:
+            with torch.no_grad(), mixed:
+                said = self.teacher(images).float()
+            yield images, (labels, said)
+
+
+def distillation(output: Tensor, known: tuple[Tensor, Tensor]) -> Tensor:
+    """A third cross-entropy, two thirds divergence from the teacher (Hinton et al. 2015)."""
+    labels, said = known
+    soft = nn.functional.log_softmax(output / _TEMPERATURE, 1)
+    wanted = nn.functional.softmax(said / _TEMPERATURE, 1)
+    divergence = nn.functional.kl_div(soft, wanted, reduction="batchmean") * _TEMPERATURE**2
+    return nn.functional.cross_entropy(output, labels) / 3 + 2 * divergence / 3
 
 
 @dataclass(frozen=True, eq=False)

@@ -94,13 +94,13 @@ _LENET_5 = Recipe(
     goals={
         "12x": Goal(
             passes=_prune(2, conv1=0.66, conv2=0.12, ip1=0.08, ip2=0.19),
-            retraining=Training(epochs=5, learning_rate=0.01, weight_decay=1e-4),
+            retraining=Training(epochs=8, learning_rate=0.02, weight_decay=1e-4),
             least=12,
             most=0.80,
         ),
         "100x": Goal(
-            passes=_prune(6, conv1=0.4, conv2=0.05, ip1=0.0045, ip2=0.08),
-            retraining=Training(epochs=5, learning_rate=0.02, weight_decay=5e-5),
+            passes=_prune(6, conv1=0.4, conv2=0.055, ip1=0.005, ip2=0.08),
+            retraining=Training(epochs=7, learning_rate=0.02, weight_decay=5e-5),
             least=100,
             most=0.91,
         ),
