@@ -10,6 +10,7 @@ from shohin.ir.annotations import (
     remove_annotation,
 )
 from shohin.ir.capture import capture
+from shohin.ir.codebook import Codebook
 from shohin.ir.drawing import draw
 from shohin.ir.encodings import (
     Dense,
@@ -45,8 +46,16 @@ from shohin.ir.program import (
     tensor_of,
     weight_names,
 )
-from shohin.ir.serialise import Header, content_hash, load_program, read_header, save_program
+from shohin.ir.serialise import (
+    Header,
+    ProgramFile,
+    content_hash,
+    load_program,
+    read_header,
+    save_program,
+)
 from shohin.ir.shapes import NodeType, TensorType, infer_shapes, symbolic_shapes, tensor_types
+from shohin.ir.sharing import codebook_of, shared
 from shohin.ir.training import trainable
 from shohin.ir.verifier import RULES, Fault, Rule, verify
 
@@ -54,6 +63,7 @@ __all__ = [
     "BATCH",
     "RULES",
     "ActivationFormat",
+    "Codebook",
     "Dense",
     "Encoding",
     "Fact",
@@ -64,6 +74,7 @@ __all__ = [
     "NodeType",
     "Origin",
     "Program",
+    "ProgramFile",
     "Rule",
     "Sparse",
     "Stage",
@@ -73,6 +84,7 @@ __all__ = [
     "annotations",
     "atomic_path",
     "capture",
+    "codebook_of",
     "content_hash",
     "dead_nodes",
     "decode",
@@ -97,6 +109,7 @@ __all__ = [
     "save_program",
     "schedule_order",
     "set_tensor",
+    "shared",
     "symbolic_shapes",
     "tensor_of",
     "tensor_types",

@@ -25,6 +25,20 @@ def test_model_as_text_and_as_drawing(shell, net, tmp_path) -> None:
     assert found["text"] == done.out.rstrip("\n")
 
 
+def test_bytes_of_a_compressed_program(shell, program, tmp_path) -> None:
+    text = "prune{density=0.5}, share-weights{bits=3}, entropy-code"
+    small, plot = tmp_path / "small.shohin", tmp_path / "bytes.svg"
+    shohin.optimize(shohin.load(program), text).save(small)
+    done = shell("inspect", small, "--plot", plot)
+    assert done.code == 0, done.err
+    for head in ("single precision", "pruned", "shared", "in the file"):
+        assert head in done.out
+    assert "<svg" in plot.read_text()
+    found = shell("inspect", small, "--json").json()["bytes"]
+    assert found["frame"] + sum(one["stored"] for one in found["falls"]) == small.stat().st_size
+    shell("inspect", "shohin.zoo:lenet5", "--plot", plot).fails(2, "only a program file has bytes")
+
+
 def test_library(shell, library) -> None:
     done = shell("inspect", library)
     assert done.code == 0, done.err

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,7 @@ from shohin.errors import SpecError
 from shohin.ir.capture import capture
 from shohin.ir.encodings import Sparse, same_bits
 from shohin.ir.program import Fact, tensor_of
+from shohin.ir.serialise import save_program
 from shohin.ir.sharing import codebook_of
 from shohin.passes.entropy_code import EntropyCode
 from shohin.passes.remarks import Reason
@@ -137,6 +140,14 @@ def test_tied_weights_are_coded_once(compressed):
 def test_errors(text, problem):
     with pytest.raises(SpecError, match=problem):
         optimize(wide(), text)
+
+
+def test_another_process_reads_the_file(tmp_path):
+    program = optimize(wide(), f"{COMPRESSION}, entropy-code").program
+    save_program(program, tmp_path / "net.shohin")
+    code = f"import shohin; print(shohin.load({str(tmp_path / 'net.shohin')!r}).encodings.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "dict_keys(['0.weight', '2.weight'])\n", done.stderr
 
 
 def test_the_same_program_gives_the_same_bytes(tmp_path):

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from shohin.ir.program import Program
     from shohin.tables import Grid
 
+_PROGRAM = ".shohin"
+
 
 def inspect(
     file: Annotated[
@@ -36,6 +38,14 @@ def inspect(
     draw: Annotated[
         Path | None, typer.Option("--draw", metavar="SVG", help="Of a model: draw its graph.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="PNG",
+            help="Of a .shohin: draw what pruning, sharing and coding left of the weights.",
+        ),
+    ] = None,
     input_shape: InputShape = [],  # noqa: B006 - typer reads the default, nobody writes to it
     data: Data = None,
     as_json: AsJson = False,
@@ -48,6 +58,7 @@ def inspect(
       shohin inspect net.so --steps
       shohin inspect shohin.zoo:lenet5 --draw lenet5.svg
       shohin inspect net.shohin --text
+      shohin inspect net.shohin --plot bytes.png
     """  # noqa: D301 - \b keeps typer from joining the lines
     check_library(file)
     if file.endswith(".so"):
@@ -65,6 +76,8 @@ def inspect(
     program = load_model(file, input_shape, load_data(data)).program
     if draw:
         _draw(program, draw)
+    if plot:
+        _plot(file, plot)
     if text:
         _show_text(program, as_json)
         return
@@ -74,6 +87,7 @@ def inspect(
 def _inspect_program(program: "Program", file: str, as_json: bool) -> None:
     from shohin.ir.serialise import content_hash
     from shohin.layers import layer_grid, layers_of, totals_of
+    from shohin.waterfall import waterfall
 
     size = Path(file).stat().st_size if Path(file).is_file() else None
     described: dict[str, Any] = {
@@ -85,12 +99,28 @@ def _inspect_program(program: "Program", file: str, as_json: bool) -> None:
         "file_bytes": size,
         "content_hash": content_hash(program),
     }
+    falls = waterfall(file) if file.endswith(_PROGRAM) and program.encodings else None
     if as_json:
         layers = [asdict(layer) for layer in layers_of(program)]
-        show_json({**described, "totals": asdict(totals_of(program)), "layers": layers})
+        sizes = {"bytes": asdict(falls)} if falls else {}
+        show_json({**described, "totals": asdict(totals_of(program)), "layers": layers, **sizes})
         return
     show(lines(_facts(described)), "", layer_grid(program))
+    if falls:
+        show("", falls.grid(), "")
     show(f"peak activation memory at batch 1: {totals_of(program).peak_memory_bytes:,} bytes")
+
+
+def _plot(file: str, path: Path) -> None:
+    from shohin.cli.outputs import check_output
+    from shohin.waterfall import draw_waterfall, waterfall
+
+    check_output(path)
+    if not file.endswith(_PROGRAM):
+        hint = "write the program to a .shohin file first"
+        raise SpecError("--plot", "only a program file has bytes to draw", hint)
+    draw_waterfall(waterfall(file), path)
+    note(f"{path}: {path.stat().st_size:,} bytes")
 
 
 def _inspect_binary(file: str, steps: bool, as_json: bool) -> None:

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch import nn
+
+import shohin
+from shohin.errors import ArtifactError, SpecError
+from shohin.waterfall import STEPS, draw_waterfall, waterfall
+
+COMPRESSION = "prune{density=0.1}, share-weights{bits=4}, entropy-code"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("waterfall")
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(200, 150), nn.ReLU(), nn.Linear(150, 10))
+    nn.init.normal_(network[0].weight)
+    program = shohin.capture(network, (torch.ones(2, 200),))
+    texts = {"plain": "make-functional", "pruned": "prune{density=0.1}", "coded": COMPRESSION}
+    texts["shared"] = COMPRESSION.removesuffix(", entropy-code")
+    for name, text in texts.items():
+        shohin.optimize(program, text, drift=False).save(folder / f"{name}.shohin")
+    return folder
+
+
+def test_every_byte_of_the_file_is_counted(files):
+    for path in files.iterdir():
+        found = waterfall(path)
+        assert found.totals[-1] == path.stat().st_size
+        assert found.totals[0] == 4 * (200 * 150 + 150 + 150 * 10 + 10)
+
+
+def test_steps_are_what_files_before_them_hold(files):
+    plain, pruned, shared, coded = (
+        {fall.name: fall for fall in waterfall(files / f"{name}.shohin").falls}
+        for name in ("plain", "pruned", "shared", "coded")
+    )
+    for name, fall in coded.items():
+        frame = [
+            plain[name].stored - fall.original,
+            pruned[name].stored - fall.pruned,
+            shared[name].stored - fall.shared,
+        ]
+        # Tags, lengths, shapes and checksums.
+        assert all(0 <= extra <= 40 for extra in frame)
+    assert coded["0.weight"].stored < coded["0.weight"].shared < coded["0.weight"].pruned
+
+
+def test_a_table_of_it(files):
+    grid = waterfall(files / "coded.shohin").grid()
+    assert grid.columns == ("weight", "encoding", *(f">{step}" for step in STEPS), ">smaller")
+    assert [row[0] for row in grid.rows] == ["0.bias", "0.weight", "2.bias", "2.weight", "header"]
+    assert grid.footer[-2] == f"{(files / 'coded.shohin').stat().st_size:,}"
+
+
+def test_it_can_be_drawn(files, tmp_path):
+    found = waterfall(files / "coded.shohin")
+    drawn = draw_waterfall(found, tmp_path / "bytes.svg").read_text()
+    assert all(step in drawn for step in ("pruned", "shared", "in the file"))
+    with pytest.raises(SpecError, match=r"expected a name that ends in \.png"):
+        draw_waterfall(found, tmp_path / "bytes.txt")
+
+
+def test_broken_files(tmp_path):
+    (tmp_path / "net.shohin").write_bytes(b"\x89SHOHIN\n\x02\x00")
+    with pytest.raises(ArtifactError, match="truncated or corrupted"):
+        waterfall(tmp_path / "net.shohin")
