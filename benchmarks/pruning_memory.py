@@ -16,14 +16,13 @@ def measure_one_shot() -> None:
     command = [sys.executable, str(Path(__file__).with_name("pruning_one_shot.py")), NETWORK]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    headings = ("network", "parameters", "seconds", "peak MB", "of these Python, torch", "copies")
+    headings = ("network", "parameters", "seconds", "peak MB beside the libraries", "copies")
     table = Table("Pruning at once, without retraining", headings)
     table.add(
         row["network"],
         f"{row['parameters'] / 1e6:.1f} M",
         f"{row['seconds']:.1f}",
         f"{row['peak'] / 1e6:.0f}",
-        f"{row['imports'] / 1e6:.0f}",
         f"{row['copies']:.2f}",
     )
     save("pruning_one_shot", [row], [table])
