@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from pruning_data import Images, error, load_images
+from pruning_data import Distilled, Images, distillation, error, load_images
 from pruning_recipes import RECIPES, Goal, Recipe, Training
 from tables import Table, save
 from torch import nn
@@ -152,15 +152,19 @@ def _trainer(recipe: Recipe, training: Training, images: Images, seed: int) -> s
     def progress(done: int, total: int, label: str) -> None:
         print(f"{recipe.network} {seed}: {label}", flush=True)
 
-    return shohin.Trainer(
-        images.training,
-        epochs=training.epochs,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        precision=recipe.precision,
-        seed=1000 * (seed + 1),
-        progress=progress,
-    )
+    options: dict[str, Any] = {
+        "epochs": training.epochs,
+        "learning_rate": training.learning_rate,
+        "weight_decay": training.weight_decay,
+        "precision": recipe.precision,
+        "seed": 1000 * (seed + 1),
+        "progress": progress,
+    }
+    if not recipe.distil:
+        return shohin.Trainer(images.training, **options)
+    teacher = _start(recipe, seed).eval()
+    batches = Distilled(images.training, teacher, recipe.precision)
+    return shohin.Trainer(batches, loss=distillation, **options)
 
 
 def _parameters(module: nn.Module) -> int:

@@ -47,6 +47,7 @@ class Recipe:
         shift: furthest shift of the training images, pixels.
         mirror: whether training images are mirrored.
         precision: of the arithmetic while training.
+        distil: whether all that is trained, the baseline too, learns from where it started as well.
     """
 
     network: str
@@ -59,6 +60,7 @@ class Recipe:
     shift: int = 2
     mirror: bool = False
     precision: Literal["float32", "bfloat16"] = "float32"
+    distil: bool = False
 
 
 def _prune(rounds: int, **layers: float) -> str:
