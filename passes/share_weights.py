@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 
 from shohin.errors import DivergedError, ShohinWarning, SpecError
+from shohin.ir.encodings import Sparse
 from shohin.ir.program import Fact, Program, Stage, encoding_of
 from shohin.passes.analyses.cost import Cost, cost
 from shohin.passes.base import Context, Pass, PassResult
@@ -23,7 +24,7 @@ from shohin.passes.remarks import Reason
 from shohin.passes.sharing.allocation import bits_for_bytes, bits_for_drop, options_of
 from shohin.passes.sharing.clusters import Initialisation
 from shohin.passes.sharing.importance import Importance, importance_of
-from shohin.passes.sharing.layers import Layer, Sharing, layer_of, share
+from shohin.passes.sharing.layers import Layer, Sharing, find_biases, layer_of, share
 from shohin.passes.sharing.tuning import replaced, tune_centroids
 
 _BITS = 5
@@ -56,6 +57,7 @@ class ShareWeights(Pass):
         conv: the same for convolutions alone.
         linear: the same for linear maps alone.
         layers: bits by weight name or shell pattern, which win over the three above.
+        biases: width of the indices of biases, which are shared as well where it is given.
         exclude: weight names or shell patterns to leave as they are.
         start: where k-means starts: ``linear`` spreads centroids evenly from the least to the
             largest weight, ``density`` evenly over their ranks, ``random`` takes some weights.
@@ -77,6 +79,7 @@ class ShareWeights(Pass):
     conv: int | None = None
     linear: int | None = None
     layers: dict[str, int] = field(default_factory=dict)
+    biases: int | None = None
     exclude: tuple[str, ...] = ()
     start: Initialisation = "linear"
     importance: Importance = "none"
@@ -87,6 +90,7 @@ class ShareWeights(Pass):
     def validate(self) -> None:
         """Check the ranges of the options, and that they go together."""
         given = {"bits": self.bits, "conv": self.conv, "linear": self.linear}
+        given["biases"] = self.biases
         given |= {f"layers '{pattern}'": bits for pattern, bits in self.layers.items()}
         for option, bits in given.items():
             if bits is not None and not 1 <= bits <= _MOST_BITS:
@@ -126,11 +130,11 @@ class ShareWeights(Pass):
         check_patterns("share-weights layers", self.layers, names)
         check_patterns("share-weights exclude", self.exclude, names)
         usable = [one for one in found if self._is_usable(program, one, context)]
-        if not usable:
-            return PassResult(program, modified=False)
         importance = importance_of(program, usable, self.importance, context)
         layers = [layer_of(program, one, importance) for one in usable]
-        sharings = self._share(program, layers, context)
+        sharings = self._share(program, layers, context) + self._share_biases(program, context)
+        if not sharings:
+            return PassResult(program, modified=False)
         before = context.analyses.get(cost, program)
         shared = self._tune(_encoded(program, sharings), context)
         for sharing in sharings:
@@ -147,6 +151,8 @@ class ShareWeights(Pass):
             context.skipped(candidate.node, Reason.EXCLUDED_BY_OPTION, detail)
             return False
         found = obstacle(program, candidate)
+        if found is None and not _count(program, candidate):
+            found = Reason.TOO_SMALL, f"{candidate.name} has no elements left"
         if found is None and candidate.weight.dtype != torch.float32:
             dtype = candidate.weight.dtype
             found = Reason.NOT_APPLICABLE, f"{candidate.name} has elements of type {dtype}"
@@ -161,6 +167,14 @@ class ShareWeights(Pass):
             context.progress(index, len(layers), f"clusters of {layer.name}")
             done.append(self._cluster(layer, bits[layer.name], context))
         return done
+
+    def _share_biases(self, program: Program, context: Context) -> list[Sharing]:
+        if self.biases is None:
+            return []
+        found = find_biases(program, find_candidates(program))
+        usable = [one for one in found if self._is_usable(program, one, context)]
+        layers = [layer_of(program, one, {}) for one in usable]
+        return [self._cluster(layer, self.biases, context) for layer in layers]
 
     def _cluster(self, layer: Layer, bits: int, context: Context) -> Sharing:
         return share(layer, bits, self.start, context.seed)
@@ -216,6 +230,12 @@ class ShareWeights(Pass):
             context.noted("diverged", text)
             warnings.warn(f"share-weights, {text}", ShohinWarning, stacklevel=2)
             return program
+
+
+def _count(program: Program, candidate: Candidate) -> int:
+    """Elements that are to be clustered."""
+    held = program.encodings.get(candidate.name)
+    return held.values.parameters() if isinstance(held, Sparse) else candidate.weight.numel()
 
 
 def _encoded(program: Program, sharings: Sequence[Sharing]) -> Program:

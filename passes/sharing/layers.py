@@ -1,6 +1,6 @@
 """Weights that are going to share values, and what that would cost and spare."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,8 @@ from torch import Tensor
 from shohin.ir.codebook import Codebook
 from shohin.ir.coding import entropy_bits
 from shohin.ir.encodings import Encoding, Sparse
-from shohin.ir.program import Program
+from shohin.ir.program import Program, tensor_of
+from shohin.passes.analyses.operators import WeightedOperation
 from shohin.passes.pruning.candidates import Candidate
 from shohin.passes.sharing.clusters import Initialisation, cluster
 
@@ -89,6 +90,25 @@ def layer_of(program: Program, candidate: Candidate, importance: Mapping[str, Te
         _kept(candidate.weight, held),
         None if given is None else _positive(_kept(given, held)),
     )
+
+
+def find_biases(program: Program, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The biases of convolutions and linear maps, in order of first use, tied ones once."""
+    readers: dict[int, list[WeightedOperation]] = {}
+    names: dict[int, dict[str, None]] = {}
+    for operation in (one for candidate in candidates for one in candidate.operations):
+        if operation.bias is not None and operation.bias.op == "get_attr":
+            name = str(operation.bias.target)
+            key = id(tensor_of(program.module, name))
+            readers.setdefault(key, []).append(operation)
+            names.setdefault(key, {})[name] = None
+    found = []
+    for key, operations in readers.items():
+        first, *aliases = names[key]
+        bias = tensor_of(program.module, first)
+        node = operations[0].node
+        found.append(Candidate(first, tuple(aliases), node, tuple(operations), bias))
+    return found
 
 
 def share(layer: Layer, bits: int, start: Initialisation, seed: int) -> Sharing:

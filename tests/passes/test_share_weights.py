@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -83,6 +85,38 @@ def test_bits_by_kind_and_name():
     assert counts("share-weights{bits=2 conv=3 layers={0.weight: 1}}") == [2, 4]
     after = share(small(), 'share-weights{exclude=["3.*"]}').program
     assert set(after.encodings) == {"0.weight"}
+
+
+def test_biases_are_shared_where_that_is_asked_for():
+    program = small()
+    after = share(program, "share-weights{bits=4 biases=1}").program
+    assert set(after.encodings) == {*NAMES, "0.bias", "3.bias"}
+    assert_stored_exactly(after)
+    assert tensor_of(after.module, "0.bias").unique().numel() == 2
+    alone = share(program, 'share-weights{biases=3 exclude=["*.weight"]}').program
+    assert set(alone.encodings) == {"0.bias", "3.bias"}
+    x, y = images()
+    tuned = share(
+        program, "share-weights{biases=1}", train=shohin.Trainer([(x, y)], learning_rate=0.05)
+    ).program
+    assert tensor_of(tuned.module, "0.bias").unique().numel() == 2
+    assert_stored_exactly(tuned)
+
+
+def test_weights_that_have_nothing_left():
+    program = small()
+    weight = tensor_of(program.module, "3.weight")
+    with torch.no_grad():
+        weight.zero_()
+    empty = Sparse.from_dense(weight, weight != 0)
+    program = replace(program, stage=Stage.ANNOTATED, encodings={"3.weight": empty})
+    result = share(program)
+    assert set(result.program.encodings) == NAMES
+    (remark,) = (one for one in result.report.remarks if one.node == "linear")
+    assert (remark.reason, remark.detail) == (
+        Reason.TOO_SMALL,
+        "3.weight has no elements left",
+    )
 
 
 def test_a_remark_says_what_was_done():
@@ -195,6 +229,7 @@ def test_a_target_drop_takes_the_fewest_bits_that_hold_it():
     ("text", "problem"),
     [
         ("share-weights{bits=0}", "share-weights bits: expected 1 to 8 bits, got 0"),
+        ("share-weights{biases=0}", "share-weights biases: expected 1 to 8 bits, got 0"),
         ("share-weights{conv=9}", "share-weights conv: expected 1 to 8 bits, got 9"),
         (
             'share-weights{layers={"3.*": 12}}',
