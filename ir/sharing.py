@@ -34,6 +34,7 @@ class Shared(nn.Module):
         self.start = centroids.detach().clone()
         self.shape = shape
         self.mask = mask
+        self.finished = False
 
     def right_inverse(self, weight: Tensor) -> Tensor:
         """The centroids, which the optimiser sees in place of the weight."""
@@ -41,8 +42,8 @@ class Shared(nn.Module):
 
     def forward(self, centroids: Tensor) -> Tensor:
         """The dense weight."""
-        if tuple(centroids.shape) == self.shape:
-            # Another name of a tied weight was brought back to its dense form already.
+        if self.finished:
+            # Under another name, the tied weight was brought back to its dense form already.
             return centroids
         found: Tensor = _Lookup.apply(centroids, self)  # type: ignore[no-untyped-call]
         return found
@@ -120,3 +121,4 @@ def _parametrised(module: nn.Module, name: str, holder: Shared) -> Iterator[None
         yield
     finally:
         parametrize.remove_parametrizations(owner, leaf, leave_parametrized=True)
+        holder.finished = True

@@ -132,7 +132,8 @@ class ShareWeights(Pass):
         usable = [one for one in found if self._is_usable(program, one, context)]
         importance = importance_of(program, usable, self.importance, context)
         layers = [layer_of(program, one, importance) for one in usable]
-        sharings = self._share(program, layers, context) + self._share_biases(program, context)
+        every = self._share(program, layers, context) + self._share_biases(program, context)
+        sharings = [one for one in every if _is_smaller(program, one, context)]
         if not sharings:
             return PassResult(program, modified=False)
         before = context.analyses.get(cost, program)
@@ -236,6 +237,17 @@ def _count(program: Program, candidate: Candidate) -> int:
     """Elements that are to be clustered."""
     held = program.encodings.get(candidate.name)
     return held.values.parameters() if isinstance(held, Sparse) else candidate.weight.numel()
+
+
+def _is_smaller(program: Program, sharing: Sharing, context: Context) -> bool:
+    """Whether sharing saves bytes; a remark says so where it does not."""
+    candidate = sharing.layer.candidate
+    sizes = sharing.encoding().stored_bytes(), encoding_of(program, candidate.name).stored_bytes()
+    if sizes[0] < sizes[1]:
+        return True
+    detail = f"{candidate.name} would take {sizes[0]} bytes, and takes {sizes[1]}"
+    context.skipped(candidate.node, Reason.TOO_SMALL, detail)
+    return False
 
 
 def _encoded(program: Program, sharings: Sequence[Sharing]) -> Program:

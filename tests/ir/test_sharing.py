@@ -62,6 +62,16 @@ def test_afterwards_the_parameter_is_the_same_and_dense():
     assert not hasattr(module.get_submodule("0"), "parametrizations")
 
 
+def test_as_many_centroids_as_elements():
+    module = program().module
+    indices = torch.tensor([1, 0], dtype=torch.uint8)
+    encoding = Codebook(torch.tensor([5.0, 7.0]), indices)
+    with shared(module, {"2.bias": encoding}):
+        found = module(torch.zeros(1, 5))
+    assert torch.equal(module.get_parameter("2.bias"), torch.tensor([7.0, 5.0]))
+    assert torch.equal(module(torch.zeros(1, 5)), found)
+
+
 def test_an_optimiser_moves_centroids_and_keeps_assignments():
     module = program().module
     encoding = book(module.get_parameter("0.weight"))

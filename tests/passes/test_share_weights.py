@@ -45,7 +45,7 @@ def test_golden(apply, golden):
     golden("share_weights", program, apply(ShareWeights(bits=3), program).program)
 
 
-@pytest.mark.parametrize("bits", [1, 3, 8])
+@pytest.mark.parametrize("bits", [1, 3, 5])
 def test_every_weight_is_one_of_a_few(apply, bits):
     program = small()
     after = apply(ShareWeights(bits=bits), program).program
@@ -63,7 +63,7 @@ def test_every_weight_is_one_of_a_few(apply, bits):
 
 def test_zeros_of_a_sparse_weight_stay_zeros():
     program = share(small(), "prune{density=0.2}").program
-    after = share(program).program
+    after = share(program, "share-weights{bits=2}").program
     for name in NAMES:
         before, now = program.encodings[name], after.encodings[name]
         assert isinstance(now, Sparse)
@@ -93,7 +93,7 @@ def test_biases_are_shared_where_that_is_asked_for():
     assert set(after.encodings) == {*NAMES, "0.bias", "3.bias"}
     assert_stored_exactly(after)
     assert tensor_of(after.module, "0.bias").unique().numel() == 2
-    alone = share(program, 'share-weights{biases=3 exclude=["*.weight"]}').program
+    alone = share(program, 'share-weights{biases=1 exclude=["*.weight"]}').program
     assert set(alone.encodings) == {"0.bias", "3.bias"}
     x, y = images()
     tuned = share(
@@ -101,6 +101,13 @@ def test_biases_are_shared_where_that_is_asked_for():
     ).program
     assert tensor_of(tuned.module, "0.bias").unique().numel() == 2
     assert_stored_exactly(tuned)
+
+
+def test_what_would_not_get_smaller_is_left_alone():
+    result = share(small(), "share-weights{biases=4}")
+    assert "3.bias" not in result.program.encodings
+    details = [one.detail for one in result.report.remarks if one.reason == Reason.TOO_SMALL]
+    assert "3.bias would take 22 bytes, and takes 20" in details
 
 
 def test_weights_that_have_nothing_left():
