@@ -123,9 +123,8 @@ def _measure_network(
     import torch
 
     import shohin
-    from shohin import bench, zoo
+    from shohin import zoo
     from shohin.ir.program import weight_names
-    from shohin.rivals import make_rival
 
     torch.set_num_threads(threads)
     model, inputs = zoo.build(name), zoo.example_inputs(name, 1)
@@ -137,12 +136,7 @@ def _measure_network(
     target = f"cpu{{threads={threads}}}"
     ours = {"dense": shohin.compile(program, target), "pruned": shohin.compile(pruned, target)}
     arrays = [tensor.numpy() for tensor in inputs]
-    functions: dict[str, Callable[[], object]] = {
-        key: (lambda binary=binary: binary(*arrays)) for key, binary in ours.items()
-    }
-    functions |= {rival: make_rival(rival, model, inputs, threads).run for rival in RIVALS}
-    timings = bench.measure(functions, rounds, budget)
-    times = {key: timing.median for key, timing in timings.items()}
+    times = _medians(ours, model, inputs, threads, (rounds, budget))
     fc = {key: _fully_connected(binary, arrays) for key, binary in ours.items()}
     rival = min(times[rival] for rival in RIVALS)
     return {
@@ -189,8 +183,7 @@ def _measure_trained(
     import torch
 
     import shohin
-    from shohin import bench, zoo
-    from shohin.rivals import make_rival
+    from shohin import zoo
 
     torch.set_num_threads(threads)
     model, inputs = zoo.build(name), zoo.example_inputs(name, 1)
@@ -204,17 +197,29 @@ def _measure_trained(
         for key, one in programs.items()
     }
     arrays = [tensor.numpy() for tensor in inputs]
+    times = _medians(ours, model, inputs, threads, (rounds, budget))
+    return {
+        "network": name,
+        "threads": threads,
+        "milliseconds": times,
+        "steps": _steps(ours["pruned"], arrays),
+    }
+
+
+def _medians(
+    ours: Mapping[str, Any], model: Any, inputs: Any, threads: int, limits: tuple[int, float]
+) -> dict[str, float]:
+    """Milliseconds of our binaries and of the rivals, in turns."""
+    from shohin import bench
+    from shohin.rivals import make_rival
+
+    arrays = [tensor.numpy() for tensor in inputs]
     functions: dict[str, Callable[[], object]] = {
         key: (lambda binary=binary: binary(*arrays)) for key, binary in ours.items()
     }
     functions |= {rival: make_rival(rival, model, inputs, threads).run for rival in RIVALS}
-    timings = bench.measure(functions, rounds, budget)
-    return {
-        "network": name,
-        "threads": threads,
-        "milliseconds": {key: timing.median for key, timing in timings.items()},
-        "steps": _steps(ours["pruned"], arrays),
-    }
+    timings = bench.measure(functions, *limits)
+    return {key: timing.median for key, timing in timings.items()}
 
 
 def _fully_connected(binary: Any, arrays: Sequence[Any]) -> float:

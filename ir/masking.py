@@ -55,12 +55,13 @@ def masked(module: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
             mask = torch.stack([masks[name] for name in names if name in masks]).all(0)
             holder = Masked(mask)
             for name in names:
-                stack.enter_context(_parametrised(module, name, holder))
+                stack.enter_context(parametrised(module, name, holder))
         yield
 
 
 @contextmanager
-def _parametrised(module: nn.Module, name: str, holder: Masked) -> Iterator[None]:
+def parametrised(module: nn.Module, name: str, holder: nn.Module) -> Iterator[None]:
+    """Let a parametrisation stand for a weight; afterwards the weight is what it gave."""
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     parametrize.register_parametrization(owner, leaf, holder, unsafe=True)

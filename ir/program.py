@@ -179,6 +179,14 @@ def weight_names(program: Program) -> list[str]:
     return [name for name in dict.fromkeys(targets) if is_tensor_name(program.module, name)]
 
 
+def tied_names(program: Program) -> list[list[str]]:
+    """The names of each tensor that the graph reads, in order of first use."""
+    names: dict[int, list[str]] = {}
+    for name in weight_names(program):
+        names.setdefault(id(tensor_of(program.module, name)), []).append(name)
+    return [*names.values()]
+
+
 def encoding_of(program: Program, name: str) -> Encoding:
     """How a weight is stored; `Dense` where nothing else was chosen."""
     chosen = program.encodings.get(name)

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from shohin.errors import SpecError
 from shohin.ir.codebook import Codebook
 from shohin.ir.encodings import Encoding, Sparse
+from shohin.ir.masking import parametrised
 from shohin.ir.program import tensor_of
 
 
@@ -98,7 +98,7 @@ def shared(module: nn.Module, encodings: Mapping[str, Encoding]) -> Iterator[dic
         for name, encoding in encodings.items():
             weight = tensor_of(module, name)
             holder = holders.setdefault(id(weight), _holder(name, encoding))
-            stack.enter_context(_parametrised(module, name, holder))
+            stack.enter_context(_dense_again(module, name, holder))
             centroids[name] = weight
         yield centroids
 
@@ -113,12 +113,9 @@ def _holder(name: str, encoding: Encoding) -> Shared:
 
 
 @contextmanager
-def _parametrised(module: nn.Module, name: str, holder: Shared) -> Iterator[None]:
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    parametrize.register_parametrization(owner, leaf, holder, unsafe=True)
+def _dense_again(module: nn.Module, name: str, holder: Shared) -> Iterator[None]:
     try:
-        yield
+        with parametrised(module, name, holder):
+            yield
     finally:
-        parametrize.remove_parametrizations(owner, leaf, leave_parametrized=True)
         holder.finished = True

@@ -12,7 +12,7 @@ from shohin.ir.codebook import Codebook
 from shohin.ir.coding import Coder, coded_bytes, entropy_bits
 from shohin.ir.encodings import Encoding, Json, Sparse
 from shohin.ir.gaps import gap_codes
-from shohin.ir.program import Fact, Program, Stage, readers, tensor_of, weight_names
+from shohin.ir.program import Fact, Program, Stage, readers, tensor_of, tied_names
 from shohin.passes.base import Context, Pass, PassResult
 from shohin.passes.remarks import NodeCost, Reason
 
@@ -122,10 +122,7 @@ def _likely_widths(sparse: Sparse) -> list[int]:
 
 def _weights(program: Program) -> Iterator[tuple[list[str], fx.Node]]:
     """The names of each weight, and the first node that reads it."""
-    names: dict[int, list[str]] = {}
-    for name in weight_names(program):
-        names.setdefault(id(tensor_of(program.module, name)), []).append(name)
-    for tied in names.values():
+    for tied in tied_names(program):
         node = next((node for name in tied for node in readers(program, name)), None)
         if node is not None:
             yield tied, node

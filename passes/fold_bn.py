@@ -282,7 +282,7 @@ class FoldBatchNorm(Pass):
 
     name: ClassVar[str] = "fold-bn"
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FUNCTIONAL})
-    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.DEAD_REMOVED})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.DEAD_REMOVED, Fact.ENTROPY_CODED})
     establishes: ClassVar[frozenset[Fact]] = frozenset({Fact.BN_FOLDED})
 
     def run(self, program: Program, context: Context) -> PassResult:

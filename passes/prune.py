@@ -12,7 +12,7 @@ from shohin.passes.pruning.candidates import (
     Candidate,
     check_patterns,
     find_candidates,
-    matches,
+    is_excluded,
     obstacle,
     value_for,
 )
@@ -100,6 +100,7 @@ class Prune(Pass):
 
     name: ClassVar[str] = "prune"
     establishes: ClassVar[frozenset[Fact]] = frozenset({Fact.PRUNED})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.ENTROPY_CODED})
 
     density: float = _DENSITY
     densities: dict[str, float] = field(default_factory=dict)
@@ -230,9 +231,7 @@ class Prune(Pass):
         return targets[figure]
 
     def _is_usable(self, program: Program, candidate: Candidate, context: Context) -> bool:
-        if matches(candidate.name, self.exclude):
-            detail = f"{candidate.name} matches the option 'exclude'"
-            context.skipped(candidate.node, Reason.EXCLUDED_BY_OPTION, detail)
+        if is_excluded(candidate, self.exclude, context):
             return False
         found = obstacle(program, candidate)
         if found is None and candidate.grouped and self.granularity != "element":

@@ -137,6 +137,7 @@ class RemoveDead(Pass):
     """
 
     name: ClassVar[str] = "remove-dead"
+    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.ENTROPY_CODED})
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FUNCTIONAL})
 
     def run(self, program: Program, context: Context) -> PassResult:

@@ -16,7 +16,7 @@ from shohin.passes.pruning.candidates import (
     Candidate,
     check_patterns,
     find_candidates,
-    matches,
+    is_excluded,
     obstacle,
     value_for,
 )
@@ -74,6 +74,7 @@ class ShareWeights(Pass):
 
     name: ClassVar[str] = "share-weights"
     establishes: ClassVar[frozenset[Fact]] = frozenset({Fact.SHARED})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.ENTROPY_CODED})
 
     bits: int = _BITS
     conv: int | None = None
@@ -143,9 +144,7 @@ class ShareWeights(Pass):
         return PassResult(shared, modified=True)
 
     def _is_usable(self, program: Program, candidate: Candidate, context: Context) -> bool:
-        if matches(candidate.name, self.exclude):
-            detail = f"{candidate.name} matches the option 'exclude'"
-            context.skipped(candidate.node, Reason.EXCLUDED_BY_OPTION, detail)
+        if is_excluded(candidate, self.exclude, context):
             return False
         if not context.allows(candidate.node.name):
             detail = f"{candidate.name} may not be changed"

@@ -10,8 +10,9 @@ from torch import Tensor, fx
 
 from shohin.errors import SpecError, near_name_hint
 from shohin.ir.encodings import Dense, Encoding, Sparse
-from shohin.ir.program import Program, readers, tensor_of, weight_names
+from shohin.ir.program import Program, readers, tensor_of, tied_names
 from shohin.passes.analyses.operators import WeightedOperation, weighted_operation
+from shohin.passes.base import Context
 from shohin.passes.remarks import Reason
 
 PIECE = 1 << 22
@@ -77,11 +78,8 @@ class Candidate:
 
 def find_candidates(program: Program) -> list[Candidate]:
     """The weights of convolutions and linear maps, in order of first use, tied ones once."""
-    names: dict[int, list[str]] = {}
-    for name in weight_names(program):
-        names.setdefault(id(tensor_of(program.module, name)), []).append(name)
     found = []
-    for tied in names.values():
+    for tied in tied_names(program):
         operations = tuple(_operations(program, tied))
         if operations:
             first, *aliases = tied
@@ -129,6 +127,15 @@ def count_non_finite(tensor: Tensor) -> int:
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a weight's name is one of the names, or matches one of the shell patterns."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def is_excluded(candidate: Candidate, patterns: Iterable[str], context: Context) -> bool:
+    """Whether the option `exclude` names a weight; a remark says so."""
+    excluded = matches(candidate.name, patterns)
+    if excluded:
+        detail = f"{candidate.name} matches the option 'exclude'"
+        context.skipped(candidate.node, Reason.EXCLUDED_BY_OPTION, detail)
+    return excluded
 
 
 def value_for(name: str, by_pattern: Mapping[str, Value]) -> Value | None:

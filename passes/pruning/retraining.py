@@ -1,21 +1,20 @@
 """Retraining of what is left, with the masks held."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from shohin.errors import DivergedError
 from shohin.ir.encodings import Dense, Encoding, Sparse
-from shohin.ir.program import Program, tensor_of, weight_names
+from shohin.ir.program import Program, tensor_of
 from shohin.ir.training import trainable
-from shohin.passes.base import Context, Train
-from shohin.passes.pruning.candidates import Candidate, count_non_finite, is_plain
+from shohin.passes.base import Context
+from shohin.passes.pruning.candidates import Candidate, is_plain
 from shohin.passes.pruning.dropout import scaled_dropout
 from shohin.passes.pruning.freezing import Group, members
-from shohin.passes.trainer import Trainer
+from shohin.passes.training import check_trained, trainer_of
 
 Retrain: TypeAlias = Literal["auto", "none", "all", "fc-conv", "conv-fc"]
 
@@ -85,8 +84,8 @@ def retrain(
         )
         with form, torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            _trainer_of(context, current)(program.module)
-        _check_finite(program, current)
+            trainer_of(context, str(current), current.index)(program.module)
+        check_trained(program, f"retraining, {current}")
 
 
 def stored_encodings(program: Program) -> dict[str, Encoding]:
@@ -107,20 +106,6 @@ def _stages(program: Program, order: Retrain) -> Iterator[tuple[tuple[str, ...],
             yield groups[group].weights, groups[group].norms
 
 
-def _trainer_of(context: Context, current: Round) -> Train:
-    train = context.train
-    if train is None:
-        raise AssertionError("checked before the passes ran")
-    if not isinstance(train, Trainer):
-        return train
-
-    def progress(done: int, total: int, label: str) -> None:
-        context.progress(done, total, f"{current}: {label}")
-
-    chosen = replace(train, seed=train.seed + current.index)
-    return chosen if chosen.progress else replace(chosen, progress=progress)
-
-
 def _with_aliases(
     candidates: Sequence[Candidate], masks: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
@@ -130,15 +115,6 @@ def _with_aliases(
 
 def _not_plain(program: Program) -> list[str]:
     return [name for name, encoding in program.encodings.items() if not is_plain(encoding)]
-
-
-def _check_finite(program: Program, current: Round) -> None:
-    for name in weight_names(program):
-        tensor = tensor_of(program.module, name)
-        bad = count_non_finite(tensor) if tensor.is_floating_point() else 0
-        if bad:
-            problem = f"{bad} elements of {name} are NaN or infinite"
-            raise DivergedError(f"retraining, {current}", problem, "try a lower learning rate")
 
 
 def _stored_again(program: Program, name: str) -> Encoding:

@@ -14,8 +14,9 @@ from shohin.passes.pruning.candidates import Candidate
 from shohin.passes.pruning.pools import count_left
 from shohin.passes.pruning.ranking import Ranking, held_masks
 from shohin.passes.pruning.retraining import Retrain, Round, retrain
-from shohin.passes.pruning.state import Done, RoundFile, restore, snapshot
+from shohin.passes.pruning.state import Done, RoundFile
 from shohin.passes.remarks import Reason
+from shohin.passes.training import restore, snapshot
 
 Refusals = dict[str, tuple[Reason, str]]
 

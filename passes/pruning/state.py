@@ -104,20 +104,6 @@ def copy_weights(source: Program, program: Program) -> None:
             tensor_of(program.module, name).copy_(tensor_of(source.module, name))
 
 
-def snapshot(program: Program) -> dict[str, Tensor]:
-    """Copies of the weights and statistics of a program, by name."""
-    return {
-        name: tensor_of(program.module, name).detach().clone() for name in weight_names(program)
-    }
-
-
-def restore(program: Program, weights: Mapping[str, Tensor]) -> None:
-    """Bring a program back to a snapshot."""
-    with torch.no_grad():
-        for name, weight in weights.items():
-            tensor_of(program.module, name).copy_(weight)
-
-
 def _encodings(program: Program, masks: Mapping[str, Tensor]) -> dict[str, Encoding]:
     return {
         name: Sparse.from_dense(tensor_of(program.module, name), mask)

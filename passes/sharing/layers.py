@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from shohin.ir.codebook import Codebook
 from shohin.ir.coding import entropy_bits
 from shohin.ir.encodings import Encoding, Sparse
+from shohin.ir.gaps import gap_codes
 from shohin.ir.program import Program, tensor_of
 from shohin.passes.analyses.operators import WeightedOperation
 from shohin.passes.pruning.candidates import Candidate
@@ -40,6 +42,14 @@ class Layer:
         """Name of the weight."""
         return self.candidate.name
 
+    @cached_property
+    def gap_bits(self) -> float:
+        """Entropy of the gaps between kept elements, in the width where it is least."""
+        if self.held is None:
+            return 0.0
+        codes = (gap_codes(self.held.mask, width) for width in range(1, 9))
+        return min(entropy_bits(np.bincount(numbers)) for numbers in codes)
+
 
 @dataclass(frozen=True, eq=False)
 class Sharing:
@@ -67,8 +77,9 @@ class Sharing:
 
     @property
     def coded_bits(self) -> float:
-        """Entropy of the indices, and the table of centroids."""
-        return entropy_bits(np.bincount(self.indices)) + _CENTROID_BITS * self.centroids.size
+        """Entropies of indices and gaps, and the table of centroids."""
+        indices = entropy_bits(np.bincount(self.indices))
+        return indices + _CENTROID_BITS * self.centroids.size + self.layer.gap_bits
 
     def encoding(self) -> Encoding:
         """The weight as it is stored."""

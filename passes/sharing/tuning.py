@@ -9,12 +9,13 @@ from torch import Tensor
 
 from shohin.errors import DivergedError
 from shohin.ir.encodings import Encoding, Sparse
-from shohin.ir.program import Program, tensor_of, weight_names
+from shohin.ir.program import Program
 from shohin.ir.sharing import codebook_of, shared
 from shohin.ir.training import trainable
 from shohin.passes.base import Context
-from shohin.passes.pruning.candidates import Candidate, count_non_finite, is_plain
+from shohin.passes.pruning.candidates import Candidate, is_plain
 from shohin.passes.pruning.retraining import stored_encodings
+from shohin.passes.training import check_trained, restore, snapshot, trainer_of
 
 
 def tune_centroids(program: Program, context: Context) -> Program:
@@ -33,14 +34,11 @@ def tune_centroids(program: Program, context: Context) -> Program:
         DivergedError: when the loss or a weight is NaN or infinite; the weights are then those
             from before.
     """
-    train = context.train
-    if train is None:
-        raise AssertionError("checked before the passes ran")
     books = {name: e for name, e in program.encodings.items() if codebook_of(e) is not None}
     plain = {name: e for name, e in program.encodings.items() if is_plain(e)}
     fixed = program.encodings.keys() - books.keys() - plain.keys()
     masks = {name: e.mask for name, e in plain.items() if isinstance(e, Sparse)}
-    before = {name: tensor.clone() for name, tensor in program.module.state_dict().items()}
+    before = snapshot(program)
     try:
         with (
             trainable(program.module, masks=masks, frozen=[*fixed]),
@@ -48,11 +46,11 @@ def tune_centroids(program: Program, context: Context) -> Program:
             torch.random.fork_rng(devices=[]),
         ):
             torch.manual_seed(context.seed)
-            train(program.module)
+            trainer_of(context, "centroids", 0)(program.module)
             found = {name: one.detach().clone() for name, one in centroids.items()}
-        _check_finite(program)
+        check_trained(program, "training of centroids")
     except DivergedError:
-        program.module.load_state_dict(before)
+        restore(program, before)
         raise
     encodings = stored_encodings(program)
     encodings |= {name: _with_centroids(books[name], found[name]) for name in books}
@@ -80,12 +78,3 @@ def _with_centroids(encoding: Encoding, centroids: Tensor) -> Encoding:
         raise AssertionError("only encodings with codebooks are tuned")
     tuned = replace(book, centroids=centroids)
     return replace(encoding, values=tuned) if isinstance(encoding, Sparse) else tuned
-
-
-def _check_finite(program: Program) -> None:
-    for name in weight_names(program):
-        tensor = tensor_of(program.module, name)
-        bad = count_non_finite(tensor) if tensor.is_floating_point() else 0
-        if bad:
-            problem = f"{bad} elements of {name} are NaN or infinite"
-            raise DivergedError("training of centroids", problem, "try a lower learning rate")

@@ -105,6 +105,14 @@ def test_gaps_alone_are_coded_where_values_are_not_shared():
     assert held.values.describe() == "dense"
 
 
+def test_a_pass_that_stores_weights_again_takes_the_fact_away():
+    coded = optimize(wide(), "prune{density=0.2}, entropy-code").program
+    assert Fact.ENTROPY_CODED in coded.facts
+    again = optimize(coded, "prune{density=0.1}").program
+    assert Fact.ENTROPY_CODED not in again.facts
+    assert again.encodings["0.weight"].coder == "plain"
+
+
 def test_plain_weights_are_skipped():
     result = optimize(wide(), "entropy-code")
     reasons = {one.reason for one in result.report.remarks}
