@@ -4,15 +4,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias, overload
+from typing import Any, ClassVar, Literal, TypeAlias, get_args, overload
 
 import numpy as np
 import torch
 
 from shohin.backends.inputs import Array, as_array, count_batches
+from shohin.errors import SpecError
 from shohin.ir.program import InputSpec, Program
 
 Progress: TypeAlias = Callable[[int, int, str], None]
+
+WeightForm: TypeAlias = Literal["plain", "compressed"]
+"""How a binary holds its weights: as kernels read them, or coded until it is first used."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class ArtifactInfo:
         content_hash: hash of the program it was compiled from.
         tools: versions of what made it.
         steps: what it does, in order, where the backend knows.
+        weights: how it holds its weights.
+        weight_bytes: what they take in the file; 0 where the backend does not know.
     """
 
     name: str
@@ -74,6 +80,8 @@ class ArtifactInfo:
     content_hash: str
     tools: Mapping[str, str]
     steps: tuple[StepInfo, ...] = ()
+    weights: WeightForm = "plain"
+    weight_bytes: int = 0
 
 
 class Artifact(ABC):
@@ -154,7 +162,13 @@ class Backend(ABC):
 
     @abstractmethod
     def compile(
-        self, program: Program, target: str, *, batch: int = 1, progress: Progress | None = None
+        self,
+        program: Program,
+        target: str,
+        *,
+        batch: int = 1,
+        weights: WeightForm = "plain",
+        progress: Progress | None = None,
     ) -> Artifact:
         """Compile a program.
 
@@ -162,9 +176,26 @@ class Backend(ABC):
             program: what to compile.
             target: text of the target, e.g. ``cpu{threads=2}``.
             batch: size of the symbolic batch.
+            weights: how the artifact holds its weights.
             progress: called with (steps done, steps, what comes next).
 
         Raises:
-            SpecError: when the target's text is wrong, or the batch not positive.
+            SpecError: when the target's text is wrong, the batch not positive, or the backend
+                knows no such form of weights.
             UnsupportedError: listing every node that cannot be compiled.
         """
+
+
+def check_weight_form(
+    weights: str, known: Sequence[WeightForm] = get_args(WeightForm)
+) -> WeightForm:
+    """Refuse a form of weights that a backend does not know.
+
+    Raises:
+        SpecError: naming those it knows.
+    """
+    for form in known:
+        if weights == form:
+            return form
+    expected = " or ".join(f"'{form}'" for form in known)
+    raise SpecError("weights", f"expected {expected}, got '{weights}'")

@@ -9,7 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from shohin.backends.base import Artifact, ArtifactInfo, Backend, Diagnostic, Progress
+from shohin.backends.base import (
+    Artifact,
+    ArtifactInfo,
+    Backend,
+    Diagnostic,
+    Progress,
+    WeightForm,
+    check_weight_form,
+)
 from shohin.backends.inputs import Array, check_inputs
 from shohin.backends.targets import format_target_text, read_target
 from shohin.errors import ArtifactError, InputError, SpecError, UnsupportedError
@@ -85,7 +93,13 @@ class ReferenceBackend(Backend):
         return []
 
     def compile(
-        self, program: Program, target: str, *, batch: int = 1, progress: Progress | None = None
+        self,
+        program: Program,
+        target: str,
+        *,
+        batch: int = 1,
+        weights: WeightForm = "plain",
+        progress: Progress | None = None,
     ) -> ReferenceArtifact:
         """Wrap a copy of a program.
 
@@ -93,13 +107,16 @@ class ReferenceBackend(Backend):
             program: what to run, of any stage.
             target: ``reference``.
             batch: size of the symbolic batch.
+            weights: ``plain``.
             progress: called with (steps done, steps, what comes next).
 
         Raises:
-            SpecError: when the target's text is wrong, or the batch not positive.
+            SpecError: when the target's text is wrong, the batch not positive, or the weights are
+                to be compressed.
             UnsupportedError: when an output is not a tensor.
         """
         options = read_target(target, self.targets)
+        check_weight_form(weights, ("plain",))
         if batch < 1:
             raise SpecError("batch", f"expected 1 or more, got {batch}")
         inputs = tuple(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shohin.errors import SpecError
+from shohin.ir.coding import entropy_bits
 from shohin.ir.packing import MOST_BITS
 
 
@@ -36,12 +37,35 @@ def best_gap_bits(mask: Tensor) -> int:
 
 def gap_codes(mask: Tensor, bits: int) -> NDArray[np.uint16]:
     """The codes of a mask."""
-    gaps = gaps_of(mask)
+    return codes_of(gaps_of(mask), bits)
+
+
+def codes_of(gaps: NDArray[np.int64], bits: int) -> NDArray[np.uint16]:
+    """The codes of gaps.
+
+    Args:
+        gaps: zeros before each non-zero.
+        bits: width of a code.
+    """
     span = _span(bits)
     skips = gaps // span
     codes = np.full(gaps.size + int(skips.sum()), span, np.uint16)
     codes[np.cumsum(skips + 1) - 1] = gaps - skips * span
     return codes
+
+
+def likely_gap_bits(gaps: NDArray[np.int64], table_bits: int) -> list[int]:
+    """Widths of at most 8 bits, the one that entropy coding likely makes the smallest first.
+
+    Args:
+        gaps: zeros before each non-zero.
+        table_bits: what a coder needs to describe a symbol's frequency.
+    """
+
+    def bits(width: int) -> float:
+        return entropy_bits(np.bincount(codes_of(gaps, width))) + (table_bits << width)
+
+    return sorted(range(1, 9), key=bits)
 
 
 def mask_of(codes: NDArray[np.unsignedinteger], bits: int, shape: tuple[int, ...]) -> Tensor:

@@ -1,6 +1,6 @@
 """Entropy coding of weights: as few bits as their frequencies allow."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from torch import fx
 
 from shohin.ir.codebook import Codebook
-from shohin.ir.coding import Coder, coded_bytes, entropy_bits
+from shohin.ir.coding import Coder, entropy_bits, smallest_coder
 from shohin.ir.encodings import Encoding, Json, Sparse
-from shohin.ir.gaps import gap_codes
+from shohin.ir.gaps import codes_of, gap_codes, gaps_of, likely_gap_bits
 from shohin.ir.program import Fact, Program, Stage, readers, tensor_of, tied_names
 from shohin.passes.base import Context, Pass, PassResult
 from shohin.passes.remarks import NodeCost, Reason
@@ -91,10 +91,11 @@ class EntropyCode(Pass):
 
     def _gaps(self, sparse: Sparse) -> tuple[int, Coder]:
         """Width and coder of the gaps."""
-        widths: Sequence[int] = [self.gap_bits] if self.gap_bits else _likely_widths(sparse)
+        gaps = gaps_of(sparse.mask)
+        likely = likely_gap_bits(gaps, _TABLE_BITS)[:_TRIED_WIDTHS]
         options = {
-            width: self._smallest(gap_codes(sparse.mask, width).astype(np.uint8), 1 << width)
-            for width in widths
+            width: self._smallest(codes_of(gaps, width).astype(np.uint8), 1 << width)
+            for width in ([self.gap_bits] if self.gap_bits else likely)
         }
         best = min(options, key=lambda width: (options[width][1], width))
         plain = -(-sparse.codes() * sparse.gap_bits // 8)
@@ -106,18 +107,7 @@ class EntropyCode(Pass):
         """The coder that takes the fewest bytes, and how many."""
         coders: tuple[Coder, ...] = ("plain", "huffman", "ans")
         chosen = coders if self.coder == "auto" else ("plain", self.coder)
-        sizes = {coder: coded_bytes(symbols, alphabet, coder) for coder in chosen}
-        best = min(sizes, key=lambda coder: sizes[coder])
-        return best, sizes[best]
-
-
-def _likely_widths(sparse: Sparse) -> list[int]:
-    """The widths of gaps that are likely to take the least, their tables included."""
-
-    def bits(width: int) -> float:
-        return entropy_bits(np.bincount(gap_codes(sparse.mask, width))) + (_TABLE_BITS << width)
-
-    return sorted(_GAP_BITS, key=bits)[:_TRIED_WIDTHS]
+        return smallest_coder(symbols, alphabet, chosen)
 
 
 def _weights(program: Program) -> Iterator[tuple[list[str], fx.Node]]:

@@ -3,7 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
-from shohin.backends.base import Backend, Diagnostic, Progress
+from shohin.backends.base import (
+    Backend,
+    Diagnostic,
+    Progress,
+    WeightForm,
+    check_weight_form,
+)
 from shohin.backends.targets import read_target
 from shohin.backends.tvm.arm import ArmTarget
 from shohin.backends.tvm.binary import Binary
@@ -23,7 +29,13 @@ class TvmBackend(Backend):
         return list(_diagnose(program))
 
     def compile(
-        self, program: Program, target: str, *, batch: int = 1, progress: Progress | None = None
+        self,
+        program: Program,
+        target: str,
+        *,
+        batch: int = 1,
+        weights: WeightForm = "plain",
+        progress: Progress | None = None,
     ) -> Binary:
         """Compile a program to a binary, held in a temporary folder until it is saved.
 
@@ -31,17 +43,21 @@ class TvmBackend(Backend):
             program: what to compile.
             target: e.g. ``cpu{arch=x86-64-v3 threads=2}`` or ``arm{cpu=cortex-a72}``.
             batch: size of the symbolic batch.
+            weights: ``plain``, as kernels read them; or ``compressed``, coded until the first
+                instance is created.
             progress: called with (steps done, steps, what comes next).
 
         Raises:
-            SpecError: when the target's text is wrong, or the batch not positive.
+            SpecError: when the target's text is wrong, the batch not positive, or there is no
+                such form of weights.
             UnsupportedError: listing every node that cannot be compiled.
         """
         options = read_target(target, self.targets)
+        check_weight_form(weights)
         # TVM takes a second to import, which loading and describing binaries can do without.
         from shohin.backends.tvm.compile import compile_program
 
-        return compile_program(program, options, batch, progress)
+        return compile_program(program, options, batch, weights, progress)
 
 
 def _diagnose(program: Program) -> Iterator[Diagnostic]:

@@ -4,15 +4,23 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from shohin.backends.base import ArtifactInfo, StepInfo
+from shohin.backends.base import ArtifactInfo, StepInfo, WeightForm
 from shohin.backends.tvm.binary import Binary, Build
-from shohin.backends.tvm.csource import CONSTANTS_FILE, SourceNames, supports_dtype, write_source
+from shohin.backends.tvm.csource import (
+    CODED_FILE,
+    CONSTANTS_FILE,
+    SourceNames,
+    Weights,
+    supports_dtype,
+    write_source,
+)
 from shohin.backends.tvm.kernels.emit import Kernel
 from shohin.backends.tvm.link import Parts, link
 from shohin.backends.tvm.lowering.calls import KernelCall, Plan
@@ -23,6 +31,7 @@ from shohin.backends.tvm.objects import emit_object
 from shohin.backends.tvm.processor import Processor
 from shohin.backends.tvm.trailer import append_trailer
 from shohin.backends.tvm.tuning.tuner import Tuner
+from shohin.backends.tvm.weights.file import write_coded
 from shohin.errors import SpecError, UnsupportedError
 from shohin.ir.program import BATCH, InputSpec, Program, output_names
 from shohin.ir.serialise import content_hash
@@ -35,6 +44,7 @@ def compile_program(
     program: Program,
     target: Processor,
     batch: int,
+    weights: WeightForm = "plain",
     progress: Progress | None = None,
 ) -> Binary:
     """Compile a program to a binary, held in a temporary folder until it is saved.
@@ -43,6 +53,7 @@ def compile_program(
         program: what to compile.
         target: where it will run.
         batch: size of the symbolic batch.
+        weights: how the binary holds them.
         progress: called with (stages done, stages, what comes next).
 
     Raises:
@@ -53,16 +64,26 @@ def compile_program(
         raise SpecError("batch", f"expected 1 or more, got {batch}")
     report = progress or (lambda done, total, label: None)
     folder = tempfile.TemporaryDirectory(prefix="shohin-")
-    parts = Parts(Path(folder.name), symbol_prefix(program.name), target.machine)
+    coded = weights == "compressed"
+    parts = Parts(Path(folder.name), symbol_prefix(program.name), target.machine, coded)
     report(0, len(_STAGES), _STAGES[0])
     constants = parts.folder / CONSTANTS_FILE
     plan = lower(program, Tuner(target), batch, constants, report)
     _check_interface(plan)
     report(1, len(_STAGES), _STAGES[1])
     symbols = _emit_kernels(plan, parts, target)
+    if coded:
+        coded_file = parts.folder / CODED_FILE
+        write_coded(plan.constants, coded_file, lambda text: report(1, len(_STAGES), text))
+        constants.unlink()
+        constants = coded_file
     report(2, len(_STAGES), _STAGES[2])
-    info = _describe(program, target, batch, plan)
-    _write_source(plan, parts, symbols, info)
+    info = replace(
+        _describe(program, target, batch, plan),
+        weights=weights,
+        weight_bytes=constants.stat().st_size,
+    )
+    _write_source(plan, parts, symbols, info, constants)
     library = parts.folder / "model.so"
     link(parts, "shared", library)
     append_trailer(library, manifest_of(info, parts.name))
@@ -172,11 +193,11 @@ def _describe(program: Program, target: Processor, batch: int, plan: Plan) -> Ar
     )
 
 
-def _write_source(plan: Plan, parts: Parts, symbols: tuple[str, ...], info: ArtifactInfo) -> None:
-    digest = hashlib.sha256()
-    with (parts.folder / CONSTANTS_FILE).open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+def _write_source(
+    plan: Plan, parts: Parts, symbols: tuple[str, ...], info: ArtifactInfo, constants: Path
+) -> None:
+    with constants.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     names = SourceNames(
         parts.name,
         symbols,
@@ -184,5 +205,5 @@ def _write_source(plan: Plan, parts: Parts, symbols: tuple[str, ...], info: Arti
         tuple(spec.name for spec in info.outputs),
     )
     manifest = manifest_of(info, parts.name)
-    text = write_source(plan, names, manifest, digest.hexdigest(), info.batch)
-    parts.source.write_text(text)
+    weights = Weights(digest, info.weight_bytes if parts.coded else None)
+    parts.source.write_text(write_source(plan, names, manifest, weights, info.batch))

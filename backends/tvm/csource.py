@@ -10,6 +10,7 @@ from shohin.backends.tvm.lowering.values import dtype_text
 from shohin.ir.encodings import Json
 
 CONSTANTS_FILE = "constants.bin"
+CODED_FILE = "coded.bin"
 
 _DTYPES = {
     "float32": "SHOHIN_FLOAT32",
@@ -32,15 +33,28 @@ _CONSTANTS = """\
 /* sha256 {digest} */
 __asm__(".section .rodata\\n"
         ".balign 64\\n"
-        ".hidden {name}_constants\\n"
-        ".globl {name}_constants\\n"
-        "{name}_constants:\\n"
+        ".hidden {name}_{part}\\n"
+        ".globl {name}_{part}\\n"
+        "{name}_{part}:\\n"
         ".incbin \\"{file}\\"\\n"
         ".byte 0\\n"
         ".previous\\n");
-extern const char {name}_constants[];
+extern const char {name}_{part}[];
 
 """
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The file that holds the weights.
+
+    Attributes:
+        digest: its hash: compilers that cache do not look into included binaries.
+        coded: its size where its content is coded, else None.
+    """
+
+    digest: str
+    coded: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,7 @@ def supports_dtype(value: Value) -> bool:
 
 
 def write_source(
-    plan: Plan, names: SourceNames, metadata: dict[str, Json], digest: str, batch: int
+    plan: Plan, names: SourceNames, metadata: dict[str, Json], weights: Weights, batch: int
 ) -> str:
     """The whole C file.
 
@@ -74,10 +88,10 @@ def write_source(
         plan: calls and memory.
         names: symbols.
         metadata: what the binary says of itself.
-        digest: hash of the constants: compilers that cache do not look into included binaries.
+        weights: where they are.
         batch: compiled batch size, 0 where there is no batch axis.
     """
-    parts = [_HEAD, _CONSTANTS.format(digest=digest, name=names.model, file=CONSTANTS_FILE)]
+    parts = [_HEAD, _constants(names, weights)]
     signatures = {s: len(c.arguments) for s, c in zip(names.symbols, plan.calls, strict=True)}
     for symbol, count in signatures.items():
         pointers = "".join("void *, " for _ in range(count))
@@ -88,8 +102,14 @@ def write_source(
     parts.append(_steps_table(plan))
     parts.append(_tensors("input", plan.inputs, names.inputs))
     parts.append(_tensors("output", plan.outputs, names.outputs))
-    parts.append(_model(plan, names, metadata, batch))
+    parts.append(_model(plan, names, metadata, batch, weights))
     return "".join(parts)
+
+
+def _constants(names: SourceNames, weights: Weights) -> str:
+    part, file = ("constants", CONSTANTS_FILE) if weights.coded is None else ("coded", CODED_FILE)
+    text = _CONSTANTS.format(digest=weights.digest, name=names.model, part=part, file=file)
+    return text if weights.coded is None else text + f"SHOHIN_DECLARE_RUNTIME({names.model});\n\n"
 
 
 def _step(index: int, symbol: str, call: KernelCall) -> str:
@@ -137,7 +157,9 @@ def _tensors(kind: str, values: list[Value], names: tuple[str, ...]) -> str:
     )
 
 
-def _model(plan: Plan, names: SourceNames, metadata: dict[str, Json], batch: int) -> str:
+def _model(
+    plan: Plan, names: SourceNames, metadata: dict[str, Json], batch: int, weights: Weights
+) -> str:
     info = {
         "abi_version": "SHOHIN_ABI_VERSION",
         "name": _text(names.model),
@@ -156,11 +178,21 @@ def _model(plan: Plan, names: SourceNames, metadata: dict[str, Json], batch: int
         "static const shohin_model model = {\n"
         f"    .info = {{\n{fields}    }},\n"
         "    .steps = steps,\n"
-        f"    .constants = {names.model}_constants,\n"
+        f"{_weights(names, weights)}"
         "    .input_alignment = input_alignment,\n"
         "    .output_alignment = output_alignment,\n"
         "};\n\n"
         f"SHOHIN_DEFINE_MODEL({names.model}, model);\n"
+    )
+
+
+def _weights(names: SourceNames, weights: Weights) -> str:
+    if weights.coded is None:
+        return f"    .constants = {names.model}_constants,\n"
+    return (
+        f"    .decode = {names.model}_shohin_decode,\n"
+        f"    .coded = (const unsigned char *){names.model}_coded,\n"
+        f"    .coded_bytes = {weights.coded},\n"
     )
 
 

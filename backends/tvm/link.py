@@ -46,11 +46,18 @@ class Parts:
             gets into the result.
         name: prefix of the model's symbols.
         machine: family of the processor to link for.
+        coded: whether the weights are coded, and so a decoder is needed.
     """
 
     folder: Path
     name: str
     machine: Machine
+    coded: bool = False
+
+    @property
+    def runtime(self) -> tuple[str, ...]:
+        """Parts of the runtime that the model needs."""
+        return ("runtime", "decode") if self.coded else ("runtime",)
 
     @property
     def kernels(self) -> Path:
@@ -105,12 +112,17 @@ def link_kernels(folder: Path, output: Path) -> None:
 
 def _objects(parts: Parts) -> list[str]:
     """Compile the C files, unless an earlier link did."""
-    objects = {"model.o": "model.c", "runtime.o": str(RUNTIME / "shohin_runtime.c")}
+    runtime = {f"{part}.o": _runtime_source(part) for part in parts.runtime}
+    objects = {"model.o": "model.c", **runtime}
     for name, source in objects.items():
         if not (parts.folder / name).exists():
             flags = [*_FLAGS, f"-DSHOHIN_NAME={parts.name}"]
             _cc(parts, _GLIBC, [*flags, "-c", source, "-o", name])
     return [*objects, parts.kernels.name]
+
+
+def _runtime_source(part: str) -> str:
+    return str(RUNTIME / f"shohin_{part}.c")
 
 
 def _link_shared(parts: Parts, output: Path) -> None:
@@ -136,7 +148,7 @@ def _link_static(parts: Parts, output: Path) -> None:
 
 
 def _link_executable(parts: Parts, output: Path) -> None:
-    sources = [str(RUNTIME / f"shohin_{part}.c") for part in ("runtime", "npy", "main")]
+    sources = [_runtime_source(part) for part in (*parts.runtime, "npy", "main")]
     flags = [*_FLAGS, f"-DSHOHIN_NAME={parts.name}", "-static", "-s", "-lm"]
     inputs = [parts.source.name, *sources, parts.kernels.name]
     _cc(parts, _MUSL, [*inputs, *flags, "-o", str(output)])

@@ -9,7 +9,7 @@ from shohin.errors import ArtifactError
 from shohin.ir.encodings import Json
 from shohin.ir.program import InputSpec
 
-FORMAT = 1
+FORMAT = 2
 
 
 def manifest_of(info: ArtifactInfo, prefix: str) -> dict[str, Json]:
@@ -31,6 +31,8 @@ def manifest_of(info: ArtifactInfo, prefix: str) -> dict[str, Json]:
         "content_hash": info.content_hash,
         "tools": dict(info.tools),
         "steps": [vars(step) for step in info.steps],
+        "weights": info.weights,
+        "weight_bytes": info.weight_bytes,
     }
 
 
@@ -56,6 +58,8 @@ def info_of(manifest: dict[str, Any], where: str) -> tuple[ArtifactInfo, str]:
         content_hash=manifest["content_hash"],
         tools=manifest["tools"],
         steps=tuple(StepInfo(**step) for step in manifest["steps"]),
+        weights=manifest["weights"],
+        weight_bytes=manifest["weight_bytes"],
     )
     return info, manifest["prefix"]
 

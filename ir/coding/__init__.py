@@ -7,6 +7,15 @@ from shohin.ir.coding.symbols import (
     decode_symbols,
     encode_symbols,
     entropy_bits,
+    smallest_coder,
 )
 
-__all__ = ["CODERS", "Coder", "coded_bytes", "decode_symbols", "encode_symbols", "entropy_bits"]
+__all__ = [
+    "CODERS",
+    "Coder",
+    "coded_bytes",
+    "decode_symbols",
+    "encode_symbols",
+    "entropy_bits",
+    "smallest_coder",
+]

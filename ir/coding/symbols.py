@@ -1,6 +1,6 @@
 """One stream of symbols with its table, in any of the coders."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -76,6 +76,21 @@ def decode_symbols(tensors: Mapping[str, Tensor], alphabet: int, coder: str, cou
 def coded_bytes(symbols: Bytes, alphabet: int, coder: Coder) -> int:
     """Size of what `encode_symbols` gives."""
     return sum(tensor.numel() for tensor in encode_symbols(symbols, alphabet, coder).values())
+
+
+def smallest_coder(
+    symbols: Bytes, alphabet: int, coders: Sequence[Coder] = CODERS
+) -> tuple[Coder, int]:
+    """The coder that takes the fewest bytes, the first of equals, and how many.
+
+    Args:
+        symbols: uint8 ``[n]``, below `alphabet`.
+        alphabet: number of different symbols there may be, 1 to 256.
+        coders: those to choose from.
+    """
+    sizes = {coder: coded_bytes(symbols, alphabet, coder) for coder in coders}
+    best = min(sizes, key=lambda coder: sizes[coder])
+    return best, sizes[best]
 
 
 def entropy_bits(counts: NDArray[np.integer]) -> float:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from shohin.backends.base import Artifact, Progress
+from shohin.backends.base import Artifact, Progress, WeightForm
 from shohin.backends.registry import parse_target
 from shohin.batches import Batches, noise
 from shohin.errors import SpecError, near_name_hint
@@ -172,6 +172,7 @@ def compile(  # noqa: A001 - the name that PyTorch and others have made the comm
     target: str = "cpu",
     *,
     batch: int = 1,
+    weights: WeightForm = "plain",
     progress: Progress | None = None,
 ) -> Artifact:
     """Compile a program.
@@ -181,6 +182,8 @@ def compile(  # noqa: A001 - the name that PyTorch and others have made the comm
         target: where it will run, e.g. ``cpu{arch=x86-64-v3 threads=2}`` or
             ``arm{cpu=cortex-a72}``; ``reference`` runs it in PyTorch.
         batch: size of the symbolic batch.
+        weights: ``plain``, as kernels read them; or ``compressed``: packed by what pruning and
+            sharing left, and made ready once when the binary is first used, by all its threads.
         progress: called with (steps done, steps, what comes next).
 
     Returns:
@@ -188,12 +191,15 @@ def compile(  # noqa: A001 - the name that PyTorch and others have made the comm
         a ``.so``, ``.a``, ``.o`` or, without an ending, an executable.
 
     Raises:
-        SpecError: when the target's text is wrong, or the batch not positive.
+        SpecError: when the target's text is wrong, the batch not positive, or the backend knows no
+            such form of weights.
         UnsupportedError: listing every node that cannot be compiled.
     """
     _check_program(program)
     chosen = parse_target(target)
-    return chosen.backend.compile(program, chosen.text, batch=batch, progress=progress)
+    return chosen.backend.compile(
+        program, chosen.text, batch=batch, weights=weights, progress=progress
+    )
 
 
 def sensitivity(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import shohin
 from shohin.backends import registry
-from shohin.backends.base import Artifact, Backend, Diagnostic, Progress
+from shohin.backends.base import Artifact, Backend, Diagnostic, Progress, WeightForm
 from shohin.backends.registry import backend_class, parse_target, target_kinds
 from shohin.errors import ArtifactError, SpecError
 from shohin.ir import Program
@@ -35,7 +35,13 @@ class NpuBackend(Backend):
         return []
 
     def compile(
-        self, program: Program, target: str, *, batch: int = 1, progress: Progress | None = None
+        self,
+        program: Program,
+        target: str,
+        *,
+        batch: int = 1,
+        weights: WeightForm = "plain",
+        progress: Progress | None = None,
     ) -> Artifact:
         raise NotImplementedError
 

@@ -31,6 +31,17 @@ def test_executable_as_json(shell, program, tmp_path, images) -> None:
     assert done.stdout.startswith("usage: net")
 
 
+def test_compressed_weights(shell, program, tmp_path) -> None:
+    file = tmp_path / "net.so"
+    done = shell("compile", program, "--weights", "compressed", "-o", file)
+    assert done.code == 0, done.err
+    binary = shohin.load_binary(file)
+    sizes = f"{binary.info.weight_bytes:,} bytes compressed, {binary.constant_bytes:,} in memory"
+    assert f"  weights      {sizes}" in done.out.splitlines()
+    found = shell("inspect", file, "--json").json()
+    assert (found["weights"], found["weight_bytes"]) == ("compressed", binary.info.weight_bytes)
+
+
 def test_for_arm(shell, program, tmp_path) -> None:
     file = tmp_path / "net"
     done = shell("compile", program, "--target", "arm{cpu=cortex-a72}", "-o", file)
@@ -57,6 +68,7 @@ def test_model_with_passes_and_name(shell, net, tmp_path) -> None:
         (["-o", "FOLDER"], 7, ["is a directory"]),
         (["--target", "gpu"], 2, ["unknown target 'gpu'", "did you mean 'cpu'?"]),
         (["--target", "cpu{thread=2}"], 2, ["unknown option 'thread'", "      ^"]),
+        (["--weights", "small"], 2, ["expected 'plain' or 'compressed', got 'small'"]),
         (["--target", "cpu{threads=0}"], 2, ["threads from 1 to 256, got 0"]),
         (["--target", "cpu{threads=two}"], 2, ["expected int, got 'two'"]),
         (["--target", "cpu{arch=x86-64-v9}"], 2, ["unknown arch 'x86-64-v9'", "did you mean"]),

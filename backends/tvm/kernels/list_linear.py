@@ -9,6 +9,7 @@ import numpy as np
 from shohin.backends.tvm.kernels.emit import Array, Kernel, Parameter, ceil_div
 from shohin.backends.tvm.kernels.epilogue import Step, operand_parameters
 from shohin.backends.tvm.kernels.groups import Counts, even_groups
+from shohin.backends.tvm.kernels.list_layout import ListLayout
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,19 @@ class ListLinear(Kernel):
         return 1
 
     @property
+    def chunk(self) -> int:
+        """Inputs of every chunk but the last."""
+        return self.depth
+
+    @property
     def last_inputs(self) -> int:
         """Inputs of the last chunk; others have as many or more."""
         return self.depth
+
+    @property
+    def layout(self) -> ListLayout:
+        """How numbers of inputs follow from places: every input is one."""
+        return ListLayout((0,), 1, min(self.depth, self.chunk), step=self.sums)
 
     @property
     def outputs(self) -> int:

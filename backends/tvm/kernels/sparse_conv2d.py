@@ -32,13 +32,9 @@ from shohin.backends.tvm.kernels.emit import (
 )
 from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
 from shohin.backends.tvm.kernels.geometry import Geometry
+from shohin.backends.tvm.kernels.list_layout import PAIR_LISTS, ListLayout
 from shohin.backends.tvm.kernels.planes import Planes, cut, register_tiles
-from shohin.backends.tvm.kernels.sparse_lists import (
-    PAIR_LISTS,
-    Arrangement,
-    pack_lists,
-    tap_places,
-)
+from shohin.backends.tvm.kernels.sparse_lists import Arrangement, pack_lists, tap_places
 
 _NEAR_CACHE = 24_000
 """Bytes of pixels that stay in a first level cache of 32 KiB beside weights and sums."""
@@ -205,6 +201,14 @@ class SparseConv2d(Kernel):
         weight = np.zeros(size, np.float32)
         weight[generator.permutation(size)[: self.nonzeros]] = 0.5
         return self.pack(weight.reshape(self.filters, self.channels, rows, columns))
+
+    @property
+    def layout(self) -> ListLayout:
+        """How distances follow from places."""
+        taps = tap_places(self.geometry, self.source)
+        stride = self.source.phases * self.source.plane
+        channels = min(self.channels, self.tile.channels)
+        return ListLayout(tuple(taps.tolist()), stride, channels, paired=self.tile.filters == 2)
 
     def pack(self, weight: Array) -> dict[str, Array]:
         """Weights ``[O, C, KH, KW]`` as lists, by the names of parameters."""

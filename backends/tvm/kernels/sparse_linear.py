@@ -47,6 +47,11 @@ class SparseLinear(ListLinear):
         return ceil_div(self.depth, _CHUNK)
 
     @property
+    def chunk(self) -> int:
+        """Inputs of every chunk but the last."""
+        return _CHUNK
+
+    @property
     def last_inputs(self) -> int:
         """Inputs of the last chunk."""
         return self.depth - (self.chunks - 1) * _CHUNK

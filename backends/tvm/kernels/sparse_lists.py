@@ -8,10 +8,8 @@ from numpy.typing import NDArray
 from shohin.backends.tvm.kernels.emit import Array
 from shohin.backends.tvm.kernels.geometry import Geometry
 from shohin.backends.tvm.kernels.groups import even_groups
+from shohin.backends.tvm.kernels.list_layout import PAIR_LISTS
 from shohin.backends.tvm.kernels.planes import Planes
-
-PAIR_LISTS = 3
-"""Lists of a pair of filters: of places where both have weights, the first alone, the second."""
 
 
 @dataclass(frozen=True, eq=False)

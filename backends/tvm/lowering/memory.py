@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from shohin.backends.tvm.kernels.list_layout import ListLayout
 from shohin.backends.tvm.lowering.operations import Array
 
 ALIGNMENT = 64
@@ -55,6 +56,22 @@ def align(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
+@dataclass(eq=False)
+class StoredArray:
+    """An array in the file of constants.
+
+    Attributes:
+        buffer: its place.
+        dtype: its element type.
+        lists: where it is the lists of a sparse kernel, the array of their starts, and how they
+            follow from which weights are kept.
+    """
+
+    buffer: Buffer
+    dtype: "np.dtype[np.generic]"
+    lists: "tuple[StoredArray, ListLayout] | None" = None
+
+
 @dataclass
 class ConstantFile:
     """Constants, written to a file as they are packed, equal ones once.
@@ -68,7 +85,25 @@ class ConstantFile:
 
     path: Path | None
     size: int = 0
-    _known: dict[bytes, Buffer] = field(default_factory=dict)
+    _known: dict[bytes, StoredArray] = field(default_factory=dict)
+    _of: dict[Buffer, StoredArray] = field(default_factory=dict)
+
+    @property
+    def arrays(self) -> list[StoredArray]:
+        """What was written, in order."""
+        return list(self._of.values())
+
+    def read(self, stored: StoredArray) -> Array:
+        """An array, flat, mapped from the file."""
+        if self.path is None or not stored.buffer.bytes:
+            return np.zeros(0, stored.dtype)
+        count = stored.buffer.bytes // stored.dtype.itemsize
+        return np.memmap(self.path, stored.dtype, "r", stored.buffer.offset, (count,))
+
+    def mark_lists(self, index: Placement, start: Placement, layout: ListLayout) -> None:
+        """Say that an array is lists, and how they can be made again from less."""
+        if self.path is not None:
+            self._of[index.buffer].lists = (self._of[start.buffer], layout)
 
     def add(self, pack: Callable[[], Array]) -> Placement:
         """Append the array that a function gives, and say where it is."""
@@ -78,8 +113,9 @@ class ConstantFile:
         raw: NDArray[np.uint8] = np.atleast_1d(data).reshape(-1).view(np.uint8)
         digest = hashlib.sha256(raw.data).digest() + str(raw.size).encode()
         if digest not in self._known:
-            self._known[digest] = self._append(self.path, raw)
-        return Placement(self._known[digest])
+            stored = StoredArray(self._append(self.path, raw), data.dtype)
+            self._known[digest] = self._of[stored.buffer] = stored
+        return Placement(self._known[digest].buffer)
 
     def _append(self, path: Path, raw: NDArray[np.uint8]) -> Buffer:
         start = align(self.size)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from shohin.backends.tvm.kernels.emit import Kernel, ceil_div
+from shohin.backends.tvm.kernels.list_layout import ListLayout
 from shohin.backends.tvm.kernels.planes import Planes
 from shohin.backends.tvm.kernels.sparse_conv2d import (
     SparseConv2d,
@@ -95,21 +96,27 @@ def in_groups(planner: Planner, kernel: SparseConv2d) -> SparseConv2d:
 def convolution_lists(planner: Planner, weight: Array, kernel: SparseConv2d) -> list[Placement]:
     """``[O, C, KH, KW]`` weights as the lists that a convolution reads."""
     names = ("value", "distance", "start", "group")
-    return list_places(planner, names, lambda: kernel.pack(weight))
+    return list_places(planner, names, lambda: kernel.pack(weight), kernel.layout)
 
 
 def list_places(
-    planner: Planner, names: Sequence[str], pack: Callable[[], Mapping[str, Array]]
+    planner: Planner,
+    names: Sequence[str],
+    pack: Callable[[], Mapping[str, Array]],
+    layout: ListLayout,
 ) -> list[Placement]:
     """Constants that are made together: once, and only when constants are really written.
 
     Args:
         planner: the planner.
-        names: which, in the order of the kernel's parameters.
+        names: which, in the order of the kernel's parameters: values, their places, starts.
         pack: gives the arrays by name.
+        layout: how the second follows from which weights are kept.
     """
     packed = functools.cache(pack)
-    return [planner.constant(functools.partial(_named, packed, name)) for name in names]
+    placed = [planner.constant(functools.partial(_named, packed, name)) for name in names]
+    planner.constants.mark_lists(placed[1], placed[2], layout)
+    return placed
 
 
 def _named(packed: Callable[[], Mapping[str, Array]], name: str) -> Array:

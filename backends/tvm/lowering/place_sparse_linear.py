@@ -115,9 +115,10 @@ def _call(
     if isinstance(kernel, SparseConv2d):
         _call_as_convolution(planner, op, kernel, (weight, x), macs)
         return
+    names = ("value", "index", "start", "group")
     arguments = [
         x,
-        *list_places(planner, ("value", "index", "start", "group"), lambda: kernel.pack(weight)),
+        *list_places(planner, names, lambda: kernel.pack(weight), kernel.layout),
         planner.constant(lambda: bias_numbers(op, kernel.width)),
         *planner.operands(op, blocked=False, width=kernel.width),
     ]

@@ -65,7 +65,8 @@ typedef enum shohin_status {
     SHOHIN_INVALID_ARGUMENT = 1, /* a pointer that must not be NULL is NULL */
     SHOHIN_OUT_OF_MEMORY = 2,
     SHOHIN_THREAD_FAILURE = 3, /* the system refused to start a thread */
-    SHOHIN_BUSY = 4            /* the instance is in use by another thread; nothing was done */
+    SHOHIN_BUSY = 4,           /* the instance is in use by another thread; nothing was done */
+    SHOHIN_DAMAGED_WEIGHTS = 5 /* the coded weights in the binary are not what they should be */
 } shohin_status;
 
 /* One input or output: a dense array in C (row-major) order, little endian. */
@@ -87,7 +88,7 @@ typedef struct shohin_info {
     const shohin_tensor_info *inputs;
     const shohin_tensor_info *outputs;
     size_t arena_bytes;    /* working memory that each instance allocates */
-    size_t constant_bytes; /* weights, in read-only memory that all instances share */
+    size_t constant_bytes; /* weights, in memory that all instances share */
     int32_t step_count;
     int32_t batch; /* 0: no batch axis; else the size of axis 0 of every input and output */
 } shohin_info;

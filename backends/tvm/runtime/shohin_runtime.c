@@ -490,6 +490,56 @@ shohin_status RUNTIME(profile)(shohin_instance *instance, const void *const *inp
     return run_checked(instance, inputs, outputs, milliseconds_per_step);
 }
 
+/* ---------------------------------------------------------------- weights */
+
+/* Coded weights are decoded for the first instance and kept until the last one is destroyed. */
+static pthread_mutex_t weights_mutex = PTHREAD_MUTEX_INITIALIZER;
+static char *decoded_weights;
+static int32_t weights_users;
+
+static shohin_status decode_weights(const shohin_model *model, int32_t threads) {
+    const size_t bytes = model->info.constant_bytes;
+    decoded_weights = allocate(ARENA_ALIGNMENT, bytes);
+    if (decoded_weights == NULL) {
+        return SHOHIN_OUT_OF_MEMORY;
+    }
+    const shohin_status status =
+        model->decode(model->coded, model->coded_bytes, decoded_weights, bytes, threads);
+    if (status != SHOHIN_OK) {
+        free(decoded_weights);
+    }
+    return status;
+}
+
+/* Finds the weights, or makes them. */
+static shohin_status acquire_weights(const shohin_model *model, int32_t threads,
+                                     const char **weights) {
+    *weights = model->constants;
+    if (model->decode == NULL) {
+        return SHOHIN_OK;
+    }
+    pthread_mutex_lock(&weights_mutex);
+    const shohin_status status =
+        weights_users == 0 ? decode_weights(model, threads) : SHOHIN_OK;
+    if (status == SHOHIN_OK) {
+        ++weights_users;
+        *weights = decoded_weights;
+    }
+    pthread_mutex_unlock(&weights_mutex);
+    return status;
+}
+
+static void release_weights(const shohin_model *model) {
+    if (model->decode == NULL) {
+        return;
+    }
+    pthread_mutex_lock(&weights_mutex);
+    if (--weights_users == 0) {
+        free(decoded_weights);
+    }
+    pthread_mutex_unlock(&weights_mutex);
+}
+
 /* ---------------------------------------------------------------- creation */
 
 /* The processors that this process may use. */
@@ -603,7 +653,6 @@ static shohin_instance *allocate_instance(const shohin_model *model, int32_t thr
         free_memory(instance);
         return NULL;
     }
-    instance->frame.constants = model->constants;
     instance->frame.inputs = instance->inputs;
     instance->frame.outputs = instance->outputs;
     return instance;
@@ -683,8 +732,15 @@ shohin_status RUNTIME(create)(const shohin_model *model, int32_t threads, shohin
     if (instance == NULL) {
         return SHOHIN_OUT_OF_MEMORY;
     }
+    const shohin_status status =
+        acquire_weights(model, smaller(wanted, processors), &instance->frame.constants);
+    if (status != SHOHIN_OK) {
+        free_memory(instance);
+        return status;
+    }
     choose_waiting(instance, processors);
     if (!start_threads(instance)) {
+        release_weights(model);
         free_memory(instance);
         return SHOHIN_THREAD_FAILURE;
     }
@@ -699,6 +755,7 @@ void RUNTIME(destroy)(shohin_instance *instance) {
     stop_workers(instance);
     pthread_cond_destroy(&instance->wake);
     pthread_mutex_destroy(&instance->mutex);
+    release_weights(instance->model);
     free_memory(instance);
 }
 
@@ -720,6 +777,8 @@ const char *RUNTIME(status_text)(shohin_status status) {
         return "a thread could not be started";
     case SHOHIN_BUSY:
         return "the instance is in use by another thread";
+    case SHOHIN_DAMAGED_WEIGHTS:
+        return "the coded weights are damaged: copy the binary again, or compile it again";
     }
     return "unknown status";
 }

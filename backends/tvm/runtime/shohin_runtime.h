@@ -20,7 +20,7 @@
 /* What a step may touch. The same for all steps of one run. */
 typedef struct shohin_frame {
     char *arena;               /* 64-byte aligned; zero at creation, never cleared afterwards */
-    const char *constants;     /* shohin_model.constants */
+    const char *constants;     /* shohin_model.constants, or what they were decoded to */
     const void *const *inputs; /* aligned as shohin_model.input_alignment says */
     void *const *outputs;      /* aligned as shohin_model.output_alignment says */
 } shohin_frame;
@@ -39,10 +39,20 @@ typedef struct shohin_step {
     const char *label;
 } shohin_step;
 
+/*
+ * Makes info.constant_bytes of weights from their coded form on so many threads. `weights` is
+ * zeroed memory. See shohin_decode.c.
+ */
+typedef shohin_status (*shohin_decoder)(const unsigned char *coded, size_t coded_bytes,
+                                        char *weights, size_t weight_bytes, int32_t threads);
+
 typedef struct shohin_model {
     shohin_info info;
     const shohin_step *steps; /* info.step_count */
-    const char *constants;
+    const char *constants;    /* NULL where they are coded */
+    shohin_decoder decode;    /* NULL where they are not */
+    const unsigned char *coded;
+    size_t coded_bytes;
     const size_t *input_alignment; /* one per tensor, powers of two; NULL when there is none */
     const size_t *output_alignment;
 } shohin_model;
@@ -59,7 +69,10 @@ typedef struct shohin_model {
         double *milliseconds_per_step);                                                           \
     SHOHIN_HIDDEN const char *NAME##_shohin_step_label(const shohin_model *model, int32_t step);  \
     SHOHIN_HIDDEN void NAME##_shohin_destroy(shohin_instance *instance);                          \
-    SHOHIN_HIDDEN const char *NAME##_shohin_status_text(shohin_status status)
+    SHOHIN_HIDDEN const char *NAME##_shohin_status_text(shohin_status status);                    \
+    SHOHIN_HIDDEN shohin_status NAME##_shohin_decode(const unsigned char *coded,                  \
+                                                     size_t coded_bytes, char *weights,           \
+                                                     size_t weight_bytes, int32_t threads)
 
 /* Defines the public functions of the model NAME, which `MODEL` (a shohin_model) describes. */
 #define SHOHIN_DEFINE_MODEL(NAME, MODEL) SHOHIN_DEFINE_MODEL_(NAME, MODEL)

@@ -11,7 +11,7 @@ from shohin.cli.screen import lines, show, show_json
 from shohin.progress import StepProgress
 
 if TYPE_CHECKING:
-    from shohin.backends.base import Artifact
+    from shohin.backends.base import Artifact, ArtifactInfo
 
 _FORMS = {
     ".so": "shared library",
@@ -36,6 +36,14 @@ def compile_command(
     ],
     target: Target = "cpu",
     batch: Batch = 1,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            metavar="FORM",
+            help="plain; or compressed: small in the file, made ready when it is first used.",
+        ),
+    ] = "plain",
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the model and prefix of its C symbols.")
     ] = None,
@@ -54,30 +62,33 @@ def compile_command(
       shohin compile net.shohin -o net.so
       shohin compile net.shohin --target "cpu{threads=2}" --batch 8 -o net.a
       shohin compile shohin.zoo:resnet20 --passes fold-bn -o resnet20
+      shohin compile net.shohin --weights compressed -o net
     """  # noqa: D301 - \b keeps typer from joining the lines
     from dataclasses import replace
 
     import shohin
+    from shohin.backends.base import check_weight_form
     from shohin.cli.loading import load_data, load_model
     from shohin.cli.outputs import check_form, check_output
 
     check_output(output)
     check_form(output)
+    form = check_weight_form(weights)
     program = load_model(model, input_shape, load_data(data)).program
     program = replace(program, name=name) if name else program
     if passes:
         program = shohin.optimize(program, passes, drift=False, progress=True).program
     started = time.perf_counter()
     with StepProgress() as progress:
-        artifact = shohin.compile(program, target, batch=batch, progress=progress)
+        artifact = shohin.compile(program, target, batch=batch, weights=form, progress=progress)
     seconds = time.perf_counter() - started
     artifact.save(output)
     described = describe_output(artifact, output)
     if as_json:
         show_json({**described, "compile_seconds": round(seconds, 3)})
         return
-    form = _FORMS.get(output.suffix, "file")
-    show(f"{output}: {described['bytes']:,} bytes, {form} for {artifact.info.target}")
+    kind = _FORMS.get(output.suffix, "file")
+    show(f"{output}: {described['bytes']:,} bytes, {kind} for {artifact.info.target}")
     show(lines(_facts(artifact, described, seconds)))
 
 
@@ -94,9 +105,18 @@ def describe_output(artifact: "Artifact", path: Path) -> dict[str, Any]:
         "inputs": {spec.name: spec.describe() for spec in info.inputs},
         "outputs": {spec.name: spec.describe() for spec in info.outputs},
         "arena_bytes": getattr(artifact, "arena_bytes", None),
+        "weights": info.weights,
+        "weight_bytes": info.weight_bytes,
         "constant_bytes": getattr(artifact, "constant_bytes", None),
         "content_hash": info.content_hash,
     }
+
+
+def weights_text(info: "ArtifactInfo", in_memory: int) -> str:
+    """Sizes of the weights, in the file and in memory."""
+    if info.weights == "plain":
+        return f"{in_memory:,} bytes"
+    return f"{info.weight_bytes:,} bytes compressed, {in_memory:,} in memory"
 
 
 def _facts(
@@ -106,7 +126,7 @@ def _facts(
     facts = [("  input", f"{spec.name}: {spec.describe()}") for spec in info.inputs]
     facts += [("  output", f"{spec.name}: {spec.describe()}") for spec in info.outputs]
     if described["constant_bytes"] is not None:
-        facts.append(("  weights", f"{described['constant_bytes']:,} bytes"))
+        facts.append(("  weights", weights_text(info, described["constant_bytes"])))
         facts.append(("  arena", f"{described['arena_bytes']:,} bytes"))
     facts.append(("  header", described["header"] or ""))
     facts.append(("  compiled in", f"{seconds:.1f} s"))

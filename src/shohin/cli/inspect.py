@@ -174,6 +174,8 @@ def describe_info(info: "ArtifactInfo", file: str) -> dict[str, Any]:
         "outputs": {spec.name: spec.describe() for spec in info.outputs},
         "batch": info.batch,
         "file_bytes": Path(file).stat().st_size,
+        "weights": info.weights,
+        "weight_bytes": info.weight_bytes,
         "content_hash": info.content_hash,
         "tools": dict(info.tools),
     }

@@ -8,7 +8,7 @@ from harness import zig
 from small_nets import net, plan_of
 from torch import Tensor, nn
 
-from shohin.backends.tvm.csource import SourceNames, supports_dtype, write_source
+from shohin.backends.tvm.csource import SourceNames, Weights, supports_dtype, write_source
 from shohin.backends.tvm.link import RUNTIME
 from shohin.backends.tvm.lowering.calls import Plan
 from shohin.backends.tvm.lowering.operations import Value
@@ -25,7 +25,7 @@ def _plan() -> Plan:
 def _source(plan: Plan, batch: int = 2) -> str:
     symbols = tuple(f"net_k{i}" for i in range(len(plan.calls)))
     names = SourceNames("net", symbols, ("x",), ("y", "z"))
-    return write_source(plan, names, {"name": 'a "quoted" é\n'}, "00ff", batch)
+    return write_source(plan, names, {"name": 'a "quoted" é\n'}, Weights("00ff"), batch)
 
 
 def test_steps() -> None:
@@ -61,10 +61,26 @@ def test_model() -> None:
     assert r'.metadata = "{\"name\": \"a \\\"quoted\\\" \\u00e9\\n\"}",' in text
 
 
+def test_coded_weights(tmp_path: Path) -> None:
+    names = SourceNames("net", ("net_k0", "net_k1", "net_k2"), ("x",), ("y", "z"))
+    text = write_source(_plan(), names, {}, Weights("00ff", 1234), 2)
+    for line in (
+        '".incbin \\"coded.bin\\"\\n"',
+        "SHOHIN_DECLARE_RUNTIME(net);",
+        ".decode = net_shohin_decode,",
+        ".coded = (const unsigned char *)net_coded,",
+        ".coded_bytes = 1234,",
+    ):
+        assert line in text
+    assert ".constants =" not in text
+    (tmp_path / "coded.bin").write_bytes(bytes(1234))
+    _compile(text, tmp_path)
+
+
 def test_a_shared_kernel_is_declared_once() -> None:
     plan = plan_of(net(lambda s, x: s.l(s.l(x)), l=nn.Linear(4, 4)), (4,))
     names = SourceNames("net", ("net_k0", "net_k0"), ("x",), ("y",))
-    assert write_source(plan, names, {}, "", 1).count("extern int net_k0(") == 1
+    assert write_source(plan, names, {}, Weights(""), 1).count("extern int net_k0(") == 1
 
 
 def _compile(text: str, folder: Path) -> None:
@@ -94,7 +110,7 @@ def test_labels_of_any_text(label: str, tmp_path: Path) -> None:
     plan = plan_of(net(lambda s, x: s.l(x), l=nn.Linear(4, 5)), (4,))
     plan.calls[0] = replace(plan.calls[0], label=label)
     names = SourceNames("net", ("net_k0",), ("x",), ("y",))
-    _compile(write_source(plan, names, {}, "", 1), tmp_path)
+    _compile(write_source(plan, names, {}, Weights(""), 1), tmp_path)
     assert label.encode() + b"\0" in (tmp_path / "model.o").read_bytes()
 
 

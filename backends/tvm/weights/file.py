@@ -1,0 +1,53 @@
+"""The file of coded weights: jobs of the decoder, each after its length."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from shohin.backends.tvm.lowering.memory import ConstantFile, StoredArray
+from shohin.backends.tvm.weights.arrays import array_jobs, lists_job
+from shohin.ir.container.varints import encode_varint
+
+
+def write_coded(constants: ConstantFile, path: Path, progress: Callable[[str], None]) -> int:
+    """Code all constants, the largest first, so that threads end at about the same time.
+
+    Args:
+        constants: the packed arrays; their file is read, one array at a time.
+        path: file to write.
+        progress: called with a text before each array.
+
+    Returns:
+        Its size in bytes.
+    """
+    stored = sorted(constants.arrays, key=lambda one: (-one.buffer.bytes, one.buffer.offset))
+    made: set[int] = set()
+    with path.open("wb") as file:
+        for index, one in enumerate(stored):
+            progress(f"coding weights {index + 1} of {len(stored)}")
+            for job in _jobs(constants, one, made):
+                file.write(encode_varint(len(job)) + job)
+        return file.tell()
+
+
+def _jobs(constants: ConstantFile, one: StoredArray, made: set[int]) -> Iterator[bytes]:
+    """The jobs of an array, and of the starts that belong to it.
+
+    Args:
+        constants: the packed arrays.
+        one: which.
+        made: offsets of the arrays that another job makes; starts are added to it.
+    """
+    place = one.buffer.offset
+    array = constants.read(one)
+    if place in made:
+        return
+    if one.lists is not None:
+        start, layout = one.lists
+        of_start = start.buffer.offset
+        places = (place, None if of_start in made else of_start)
+        job = lists_job(places, array, constants.read(start), layout)
+        if job is not None:
+            made.add(of_start)
+            yield job
+            return
+    yield from array_jobs(place, array)

@@ -1,0 +1,45 @@
+"""Symbols as the decoder in C reads them.
+
+A stream is a byte for the coder, varints for the alphabet and for the number of symbols, the table
+of frequencies, and the coded bytes after their number. All but the frame is as in a program file
+(docs/format.md).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shohin.ir.coding import CODERS, encode_symbols, smallest_coder
+from shohin.ir.container.varints import encode_varint
+from shohin.ir.gaps import codes_of, likely_gap_bits
+
+_TABLE_BITS = 4
+_TRIED_WIDTHS = 2
+
+
+def stream(symbols: NDArray[np.uint8], alphabet: int) -> bytes:
+    """Symbols in the coder that makes them the smallest.
+
+    Args:
+        symbols: numbers below `alphabet`.
+        alphabet: 1 to 256.
+    """
+    coder, _ = smallest_coder(symbols, alphabet)
+    coded = {key: part.numpy() for key, part in encode_symbols(symbols, alphabet, coder).items()}
+    table = coded["table"].tobytes() if "table" in coded else b""
+    head = bytes([CODERS.index(coder)]) + encode_varint(alphabet) + encode_varint(symbols.size)
+    body = coded["stream"].tobytes()
+    return b"".join((head, table, encode_varint(len(body)), body))
+
+
+def gap_stream(positions: NDArray[np.int64]) -> bytes:
+    """Ascending numbers as gaps: a byte for the width of a code, and the codes.
+
+    Args:
+        positions: whole numbers from 0 on.
+    """
+    gaps = np.diff(positions, prepend=-1) - 1
+    options = []
+    for width in likely_gap_bits(gaps, _TABLE_BITS)[:_TRIED_WIDTHS]:
+        codes = codes_of(gaps, width).astype(np.uint8)
+        options.append(bytes([width]) + stream(codes, 1 << width))
+    return min(options, key=len)
