@@ -102,7 +102,7 @@ def _baseline(recipe: Recipe, images: Images, seed: int) -> nn.Module:
     if path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))
     else:
-        _trainer(recipe, recipe.baseline, images, seed)(model)
+        trainer(recipe, recipe.baseline, images, seed)(model)
         torch.save(model.state_dict(), path)
     return model
 
@@ -125,7 +125,7 @@ def _prune(
     result = shohin.optimize(
         program,
         goal.passes,
-        train=_trainer(recipe, goal.retraining, images, seed),
+        train=trainer(recipe, goal.retraining, images, seed),
         seed=seed,
         workdir=_folder(recipe.network, seed) / f"{name}.rounds",
         resume=True,
@@ -148,7 +148,7 @@ def _prune(
     }
 
 
-def _trainer(recipe: Recipe, training: Training, images: Images, seed: int) -> shohin.Trainer:
+def trainer(recipe: Recipe, training: Training, images: Images, seed: int) -> shohin.Trainer:
     def progress(done: int, total: int, label: str) -> None:
         print(f"{recipe.network} {seed}: {label}", flush=True)
 

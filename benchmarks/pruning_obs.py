@@ -22,9 +22,7 @@ _BATCH = 50
 def measure_without_training() -> None:
     """Prune with 500 calibration images, and read the 500 evaluation images."""
     model = zoo.pretrained(NETWORK)
-    images, _ = zoo.calibration_set(NETWORK)
-    batches = [(part,) for part in images.split(_BATCH)]
-    before = _accuracy(model)
+    batches, before = calibration(), accuracy(model)
     rows = [
         _measure(name, pipeline, model, batches, before) for name, pipeline in PIPELINES.items()
     ]
@@ -55,12 +53,18 @@ def _measure(
         "pipeline": pipeline,
         "ratio": total / kept,
         "before": before,
-        "accuracy": _accuracy(result.program.module),
+        "accuracy": accuracy(result.program.module),
         "seconds": seconds,
     }
 
 
-def _accuracy(module: nn.Module) -> tuple[float, float]:
+def calibration() -> list[tuple[Tensor]]:
+    """The 500 calibration images in batches."""
+    images, _ = zoo.calibration_set(NETWORK)
+    return [(part,) for part in images.split(_BATCH)]
+
+
+def accuracy(module: nn.Module) -> tuple[float, float]:
     """Top-1 and top-5 on the evaluation images, %."""
     images, labels = zoo.evaluation_set(NETWORK)
     with torch.inference_mode():

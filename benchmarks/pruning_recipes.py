@@ -100,6 +100,12 @@ _LENET_5 = Recipe(
             least=12,
             most=0.80,
         ),
+        "30x": Goal(
+            passes=_prune(4, conv1=0.6, conv2=0.09, ip1=0.024, ip2=0.12),
+            retraining=Training(epochs=7, learning_rate=0.02, weight_decay=1e-4),
+            least=30,
+            most=0.80,
+        ),
         "100x": Goal(
             passes=_prune(6, conv1=0.4, conv2=0.055, ip1=0.005, ip2=0.08),
             retraining=Training(epochs=7, learning_rate=0.02, weight_decay=5e-5),
@@ -113,14 +119,14 @@ _RESNET_20 = Recipe(
     images="resnet-20-cifar10jpeg",
     pretrained="resnet-20-cifar10jpeg",
     from_baseline=False,
-    baseline=Training(epochs=10, learning_rate=0.05, weight_decay=1e-4),
+    baseline=Training(epochs=24, learning_rate=0.05, weight_decay=1e-4),
     precision="bfloat16",
     shift=4,
     mirror=True,
     goals={
         "5x": Goal(
             passes="prune{density=0.185 scope=global rounds=2}, remove-dead",
-            retraining=Training(epochs=5, learning_rate=0.05, weight_decay=1e-4),
+            retraining=Training(epochs=12, learning_rate=0.05, weight_decay=1e-4),
             least=5,
             most=0.5,
             relative=True,

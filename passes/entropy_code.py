@@ -119,7 +119,7 @@ def _weights(program: Program) -> Iterator[tuple[list[str], fx.Node]]:
 
 
 def _remark(node: fx.Node, name: str, before: Encoding, after: Encoding, context: Context) -> None:
-    figures = _figures(after)
+    figures = stream_figures(after)
     sizes = before.stored_bytes(), after.stored_bytes()
     count = after.nonzeros()
     context.changed(
@@ -133,7 +133,7 @@ def _remark(node: fx.Node, name: str, before: Encoding, after: Encoding, context
     )
 
 
-def _figures(encoding: Encoding) -> dict[str, Json]:
+def stream_figures(encoding: Encoding) -> dict[str, Json]:
     """What the parts of a coded weight take, and the least that they could."""
     found: dict[str, Json] = {}
     if isinstance(encoding, Sparse):

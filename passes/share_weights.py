@@ -23,6 +23,7 @@ from shohin.passes.pruning.candidates import (
 from shohin.passes.remarks import Reason
 from shohin.passes.sharing.allocation import bits_for_bytes, bits_for_drop, options_of
 from shohin.passes.sharing.clusters import Initialisation
+from shohin.passes.sharing.compensation import compensate
 from shohin.passes.sharing.importance import Importance, importance_of
 from shohin.passes.sharing.layers import Layer, Sharing, find_biases, layer_of, share
 from shohin.passes.sharing.tuning import replaced, tune_centroids
@@ -64,6 +65,8 @@ class ShareWeights(Pass):
         importance: what an error of a weight counts: ``none`` all alike, ``hessian`` the second
             derivative of the loss, ``activations`` the mean square of the input it multiplies.
             The last two need calibration batches.
+        compensate: let the elements of each layer, and its bias, make up for each other's errors:
+            for users who cannot train (GPTQ, arXiv 2210.17323). Needs calibration batches.
         tune: ``auto`` trains the centroids where there is a training function, ``all`` insists on
             it, ``none`` never does.
         target_bytes: instead of `bits`, the least error whose entropy-coded weights take at most so
@@ -84,6 +87,7 @@ class ShareWeights(Pass):
     exclude: tuple[str, ...] = ()
     start: Initialisation = "linear"
     importance: Importance = "none"
+    compensate: bool = False
     tune: Literal["auto", "all", "none"] = "auto"
     target_bytes: int | None = None
     target_drop: float | None = None
@@ -106,10 +110,12 @@ class ShareWeights(Pass):
 
     def check_context(self, context: Context) -> None:
         """Check that calibration, evaluation and training are there where they are needed."""
-        if self.importance != "none" and next(iter(context.calibration), None) is None:
-            problem = f"'{self.importance}' needs calibration batches, got none"
+        if (self.importance != "none" or self.compensate) and not _has_batches(context):
+            option = "compensate" if self.compensate else "importance"
+            value = "true" if self.compensate else self.importance
+            problem = f"'{value}' needs calibration batches, got none"
             hint = "give calibration=[(inputs,), ...], or --data on the command line"
-            raise SpecError("share-weights importance", problem, hint)
+            raise SpecError(f"share-weights {option}", problem, hint)
         if self.target_drop is not None and context.evaluate is None:
             hint = "give evaluate=..., or --evaluate on the command line"
             raise SpecError("share-weights target_drop", "needs an evaluate function", hint)
@@ -133,11 +139,15 @@ class ShareWeights(Pass):
         usable = [one for one in found if self._is_usable(program, one, context)]
         importance = importance_of(program, usable, self.importance, context)
         layers = [layer_of(program, one, importance) for one in usable]
-        every = self._share(program, layers, context) + self._share_biases(program, context)
+        every = self._share(program, layers, context)
         sharings = [one for one in every if _is_smaller(program, one, context)]
+        before = context.analyses.get(cost, program)
+        if self.compensate and sharings:
+            sharings = compensate(program, sharings, context)
+        biases = self._share_biases(program, context)
+        sharings += [one for one in biases if _is_smaller(program, one, context)]
         if not sharings:
             return PassResult(program, modified=False)
-        before = context.analyses.get(cost, program)
         shared = self._tune(_encoded(program, sharings), context)
         for sharing in sharings:
             _remark(before, shared, sharing, context)
@@ -230,6 +240,10 @@ class ShareWeights(Pass):
             context.noted("diverged", text)
             warnings.warn(f"share-weights, {text}", ShohinWarning, stacklevel=2)
             return program
+
+
+def _has_batches(context: Context) -> bool:
+    return next(iter(context.calibration), None) is not None
 
 
 def _count(program: Program, candidate: Candidate) -> int:

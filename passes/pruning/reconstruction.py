@@ -173,9 +173,9 @@ class Surgeon:
         total = layer.weight.numel()
         measured = {}
         for dropped in sorted({max(1, total - round(share * total)) for share in shares}):
-            _write(layer, reconstruct(problem, elimination.mask(dropped)))
+            self.write(layer, reconstruct(problem, elimination.mask(dropped)))
             measured[dropped] = divergence(self._outputs, self._probe())
-        _write(layer, present)
+        self.write(layer, present)
         return costs_of(elimination.errors(), list(measured.items()))
 
     def _probe(self) -> list[Tensor]:
@@ -206,12 +206,33 @@ class Surgeon:
         held = total if layer.held is None else int(layer.held.sum())
         if min(kept, held) == total:
             return torch.ones_like(layer.weight, dtype=torch.bool)
-        problem = self._pose(layer, self._moments(layer, self._original, self._pruned))
+        problem = self.problem(layer)
         mask, original = eliminate(problem).mask(total - min(kept, held)), layer.rows
-        _write(layer, reconstruct(problem, mask))
+        self.write(layer, reconstruct(problem, mask))
         for _ in range(self._refits if layer.rectified else 0):
             self._refit(layer, problem, original, mask)
         return mask.view(layer.weight.shape)
+
+    def problem(self, layer: Layer) -> Problem:
+        """The least-squares problem of a layer, for the inputs that those before it leave.
+
+        Layers must be given in data-flow order.
+        """
+        return self._pose(layer, self._moments(layer, self._original, self._pruned))
+
+    @staticmethod
+    def write(layer: Layer, rows: Tensor) -> None:
+        """Replace the weight of a layer, and its bias if it has one to correct.
+
+        Args:
+            layer: a layer of the program.
+            rows: float64 `[outputs, inputs]`, the bias its last column.
+        """
+        inputs = layer.weight[0].numel()
+        with torch.no_grad():
+            layer.weight.copy_(rows[:, :inputs].reshape(layer.weight.shape))
+            if layer.bias is not None:
+                layer.bias.copy_(rows[:, inputs])
 
     def _moments(
         self,
@@ -274,7 +295,7 @@ class Surgeon:
         pruned, pulled = (_by_group(rows, layer.groups) for rows in (layer.rows, original))
         target = pruned @ problem.hessian + lacks.cross
         target += (pulled - pruned) * problem.pull.unsqueeze(1)
-        _write(layer, reconstruct(replace(problem, target=target.flatten(0, 1)), mask))
+        self.write(layer, reconstruct(replace(problem, target=target.flatten(0, 1)), mask))
 
     def _pull(self, diagonals: Tensor, with_ones: bool) -> Tensor:
         """What to add to the diagonals `[groups, inputs]` of the Hessians."""
@@ -296,11 +317,3 @@ def _lack(wanted: Tensor, found: Tensor, rectified: bool) -> Tensor:
 def _by_group(rows: Tensor, groups: int) -> Tensor:
     """Rows `[groups * n, inputs]` as `[groups, n, inputs]`."""
     return rows.view(groups, -1, rows.shape[1])
-
-
-def _write(layer: Layer, rows: Tensor) -> None:
-    inputs = layer.weight[0].numel()
-    with torch.no_grad():
-        layer.weight.copy_(rows[:, :inputs].reshape(layer.weight.shape))
-        if layer.bias is not None:
-            layer.bias.copy_(rows[:, inputs])

@@ -131,7 +131,7 @@ def _eliminate(weights: Tensor, inverses: Tensor, priority: Tensor) -> tuple[Ten
         left = torch.ones_like(weights, dtype=torch.bool).scatter_(1, chosen, False)
         index = left.nonzero()[:, 1].view(len(weights), -1)
         places, weights = places.gather(1, index), weights.gather(1, index)
-        inverses = _submatrices(inverses, torch.arange(len(weights)), index)
+        inverses = submatrices(inverses, torch.arange(len(weights)), index)
         priority = priority.gather(1, index[:, : priority.shape[1] - chosen.shape[1]])
     return torch.cat(orders, 1), torch.cat(increments, 1)
 
@@ -165,7 +165,7 @@ def _eliminate_block(weights: Tensor, inverses: Tensor, priority: Tensor) -> tup
     return chosen, rises
 
 
-def _submatrices(matrices: Tensor, owners: Tensor, index: Tensor) -> Tensor:
+def submatrices(matrices: Tensor, owners: Tensor, index: Tensor) -> Tensor:
     """Some rows and columns of a matrix for each row of an index.
 
     Args:
@@ -206,7 +206,7 @@ def _solve(hessians: Tensor, groups: Tensor, target: Tensor, kept: Tensor) -> Te
     # The kept elements of each row first; rows that keep fewer are filled up with the identity.
     index = torch.sort(kept, dim=1, descending=True, stable=True).indices[:, : int(counts.max())]
     used = (torch.arange(index.shape[1]) < counts).to(target)
-    smaller = _submatrices(hessians, groups, index).mul_(used.unsqueeze(1)).mul_(used.unsqueeze(2))
+    smaller = submatrices(hessians, groups, index).mul_(used.unsqueeze(1)).mul_(used.unsqueeze(2))
     smaller.diagonal(dim1=1, dim2=2).add_(1.0 - used)
     right = (target.gather(1, index) * used).unsqueeze(2)
     solved = torch.cholesky_solve(right, torch.linalg.cholesky(smaller)).squeeze(2)

@@ -1,0 +1,143 @@
+"""Deep Compression of trained networks: bytes of the file, and errors on real images."""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from compression_recipes import COMPRESSIONS, Compression
+from pruning_accuracy import program_path, trainer
+from pruning_data import error, load_images
+from pruning_recipes import RECIPES
+from tables import Table, save
+
+import shohin
+from shohin import zoo
+from shohin.waterfall import STEPS, Waterfall, waterfall
+
+WORK = Path(__file__).parent / "trained" / "compression"
+
+
+def measure(names: Iterable[str], seeds: Iterable[int], *, test: bool) -> None:
+    """Share and code pruned networks, a file of figures for each network and seed.
+
+    Args:
+        names: in `COMPRESSIONS`.
+        seeds: whose pruned networks are there.
+        test: read the test images, which nothing is chosen on, for what has not read them yet.
+    """
+    seeds = tuple(seeds)
+    for name in names:
+        for seed in seeds:
+            path = _path(name, seed, "json")
+            row = json.loads(path.read_text()) if path.exists() else _compress(name, seed)
+            if test and "test" not in row:
+                row["test"] = _test_error(name, seed)
+            path.write_text(json.dumps(row, indent=1) + "\n")
+            print(json.dumps(row), flush=True)
+
+
+def summarise() -> None:
+    """Print and save what all seeds gave, and the sizes of every layer of the first."""
+    rows = [json.loads(path.read_text()) for path in sorted(WORK.glob("*/*.json"))]
+    rows = [row for row in rows if "test" in row]
+    headings = ("network", "bytes", "x", "pruned error %", "error %", "goal", "met", "paper")
+    table = Table("Pruned, shared and coded: bytes of the whole file, test errors, means", headings)
+    layers = []
+    for name, compression in COMPRESSIONS.items():
+        found = [row for row in rows if row["name"] == name]
+        if found:
+            table.add(name, *_cells(compression, found))
+            layers.append(_layer_table(name, waterfall(file_path(name, found[0]["seed"]))))
+    save("compression_networks", rows, [table, *layers])
+
+
+def file_path(name: str, seed: int) -> Path:
+    """Where a compressed network is kept."""
+    return _path(name, seed, "shohin")
+
+
+def _path(name: str, seed: int, ending: str) -> Path:
+    folder = WORK / name.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"seed{seed}.{ending}"
+
+
+def _compress(name: str, seed: int) -> dict[str, Any]:
+    compression = COMPRESSIONS[name]
+    recipe = RECIPES[compression.network]
+    images = load_images(recipe.images, recipe.batch, recipe.shift, recipe.mirror)
+    program = shohin.load(program_path(compression.network, compression.pruned, seed))
+    before = error(program.module, *images.validation)
+    began = time.monotonic()
+    result = shohin.optimize(
+        program,
+        compression.passes,
+        train=trainer(recipe, compression.tuning, images, seed),
+        seed=seed,
+        drift=False,
+    )
+    path = file_path(name, seed)
+    result.save(path)
+    model = zoo.entry(compression.network).build()
+    single = 4 * sum(parameter.numel() for parameter in model.parameters())
+    return {
+        "name": name,
+        "seed": seed,
+        "passes": ", ".join(result.program.history),
+        "bytes": path.stat().st_size,
+        "single_precision": single,
+        "ratio": single / path.stat().st_size,
+        "validation": {
+            "pruned": before,
+            "compressed": error(result.program.module, *images.validation),
+        },
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def _test_error(name: str, seed: int) -> dict[str, float]:
+    """Errors of the file as it is read again, and of what it was made from."""
+    compression = COMPRESSIONS[name]
+    images = zoo.evaluation_set(RECIPES[compression.network].images)
+    pruned = program_path(compression.network, compression.pruned, seed)
+    row = json.loads(pruned.with_suffix(".json").read_text())
+    found = {"compressed": error(shohin.load(file_path(name, seed)).module, *images)}
+    return {**found, "pruned": row["pruned"]["test"], "baseline": row["baseline"]["test"]}
+
+
+def _cells(compression: Compression, rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    size, ratio = max(row["bytes"] for row in rows), min(row["ratio"] for row in rows)
+    baseline, pruned, found = (
+        mean(row["test"][key] for row in rows) for key in ("baseline", "pruned", "compressed")
+    )
+    most = compression.most_error + (baseline if compression.relative else 0)
+    small = size <= (compression.most_bytes or size) and ratio >= compression.least
+    limit = (
+        f"{compression.most_bytes:,} bytes" if compression.most_bytes else f"{compression.least:g}x"
+    )
+    errors = ", ".join(f"{row['test']['compressed']:.2f}" for row in rows)
+    return (
+        f"{size:,}",
+        f"{ratio:.1f}",
+        f"{pruned:.2f}",
+        f"{found:.2f} ({errors})",
+        f"{limit}, {most:.2f} %",
+        "yes" if small and found <= most else "no",
+        compression.paper,
+    )
+
+
+def _layer_table(name: str, found: Waterfall) -> Table:
+    """Bytes of every weight step by step, as in tables 2 to 5 of the paper."""
+    table = Table(f"{name}: bytes of each weight", ("weight", *STEPS, "%", "encoding"))
+    for fall in found.falls:
+        share = f"{100 * fall.stored / fall.original:.2f}"
+        table.add(fall.name, *(f"{size:,}" for size in fall.steps), share, fall.encoding)
+    totals = found.totals
+    share = f"{100 * totals[-1] / totals[0]:.2f}"
+    table.add("header", "", "", "", f"{found.frame:,}", "", "")
+    table.add("total", *(f"{size:,}" for size in totals), share, "")
+    return table

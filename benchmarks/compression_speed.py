@@ -1,0 +1,192 @@
+"""How long coding takes, how close it comes to the entropy, and what binaries gain."""
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from pruning_speed import HAN_ALEXNET
+from tables import Table, save
+
+import shohin
+from shohin import zoo
+from shohin.backends.tvm.binary import Binary
+from shohin.ir.program import Program, weight_names
+from shohin.ir.serialise import ProgramFile
+from shohin.passes.sharing.clusters import cluster
+
+_PAPER_MEGABYTES = 6.9
+_ENTROPY_WEIGHTS = 10_000
+_STARTS = 41
+_CREATIONS = 7
+_MANY_WEIGHTS = 61_000_000
+
+
+def measure_clusters() -> None:
+    """K-means of as many numbers as AlexNet has weights."""
+    numbers = np.random.default_rng(0).standard_normal(_MANY_WEIGHTS, np.float32)
+    table = Table("k-means of 61 million numbers", ("clusters", "seconds"))
+    rows = []
+    for clusters in (16, 32, 256):
+        began = time.monotonic()
+        cluster(numbers, clusters)
+        rows.append({"clusters": clusters, "seconds": time.monotonic() - began})
+        table.add(str(clusters), f"{rows[-1]['seconds']:.1f}")
+    save("compression_clusters", rows, [table])
+
+
+def measure_alexnet() -> None:
+    """AlexNet with random weights, at the densities and cluster counts of the paper."""
+    torch.manual_seed(0)
+    model = zoo.build("alexnet")
+    program = shohin.capture(model, zoo.example_inputs("alexnet", 2), name="alexnet")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "alexnet.shohin"
+        coded, encoded = _timed(lambda: _write_alexnet(program, path))
+        with ProgramFile(path) as file:
+            names = list(file.sizes)
+        decoded = _timed(lambda: _decode(path, names))[1]
+        size = path.stat().st_size
+        closeness = list(_closeness(path))
+        row = {"bytes": size, "encode_seconds": encoded, "decode_seconds": decoded}
+        row |= _measure_creation(coded, folder)
+    table = Table(
+        "AlexNet, random weights at the paper's densities (84/38/35/37/37/9/9/25 %) and clusters "
+        "(256 for convolutions, 32 for the others)",
+        ("figure", "found", "paper"),
+    )
+    table.add("file, MB", f"{size / 1e6:.2f}", str(_PAPER_MEGABYTES))
+    table.add("prune, share, code and write, s", f"{encoded:.1f}", "")
+    table.add("read and decode in Python, s", f"{decoded:.2f}", "")
+    table.add("decode in the binary, 1 thread, s", f"{row['create_seconds'][0]:.3f}", "")
+    table.add("decode in the binary, 2 threads, s", f"{row['create_seconds'][1]:.3f}", "")
+    table.add("decoded single precision, MB/s a core", f"{row['megabytes_per_second']:.0f}", "")
+    near = Table(
+        "Coded size above the entropy of symbols, weights above 10,000 elements",
+        ("weight", "stream", "coder", "entropy bytes", "coded bytes", "above %"),
+    )
+    for one in closeness:
+        near.add(
+            one["weight"],
+            one["stream"],
+            one["coder"],
+            f"{one['entropy']:,.0f}",
+            f"{one['bytes']:,}",
+            f"{100 * (one['bytes'] / one['entropy'] - 1):.2f}",
+        )
+    save("compression_alexnet", [row, *closeness], [table, near])
+
+
+def measure_executable(path: Path) -> None:
+    """A standalone LeNet-5 with plain and with compressed weights.
+
+    Args:
+        path: file of the compressed program.
+    """
+    program = shohin.load(path)
+    with tempfile.TemporaryDirectory() as folder:
+        images = Path(folder) / "x.npy"
+        np.save(images, zoo.example_inputs("lenet-5", 1)[0].numpy())
+        files = {}
+        for form in ("plain", "compressed"):
+            binary = shohin.compile(program, "cpu", weights=form)
+            files[form] = binary.save(Path(folder) / f"lenet-5-{form}")
+        commands = {form: [str(file), str(images)] for form, file in files.items()}
+        starts = _interleaved(commands)
+        rows = [
+            {"form": form, "bytes": file.stat().st_size, "milliseconds": starts[form]}
+            for form, file in files.items()
+        ]
+    table = Table(
+        f"LeNet-5 as an executable of its own, from a file of {path.stat().st_size:,} bytes",
+        ("weights", "bytes", "start, one image and end, ms"),
+    )
+    for row in rows:
+        table.add(row["form"], f"{row['bytes']:,}", f"{row['milliseconds']:.2f}")
+    save("compression_executable", rows, [table])
+
+
+def _write_alexnet(program: Program, path: Path) -> Program:
+    names = [name for name in weight_names(program) if name.endswith("weight")]
+    kept = ", ".join(f"{n}: {d:g}" for n, d in zip(names, HAN_ALEXNET, strict=True))
+    passes = f"prune{{densities={{{kept}}}}}, share-weights{{conv=8 linear=5}}, entropy-code"
+    result = shohin.optimize(program, passes, drift=False)
+    result.save(path)
+    return result.program
+
+
+def _decode(path: Path, names: Sequence[str]) -> None:
+    with ProgramFile(path) as file:
+        for name in names:
+            file.encoding(name).materialise()
+
+
+def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    began = time.monotonic()
+    return work(), time.monotonic() - began
+
+
+def _measure_creation(program: Program, folder: str) -> dict[str, Any]:
+    """Seconds that the first instance of a binary takes beyond one of a plain binary."""
+    seconds, sizes = [], []
+    for threads in (1, 2):
+        times = {}
+        for form in ("plain", "compressed"):
+            binary = shohin.compile(program, f"cpu{{threads={threads}}}", weights=form)
+            file = binary.save(Path(folder) / f"alexnet-{form}-{threads}.so")
+            times[form] = median(_creations(file))
+            sizes.append(file.stat().st_size)
+        seconds.append(times["compressed"] - times["plain"])
+    single = 4 * sum(p.numel() for p in program.module.parameters())
+    return {
+        "create_seconds": seconds,
+        "binary_bytes": sizes,
+        "megabytes_per_second": single / 1e6 / seconds[0],
+    }
+
+
+def _creations(file: Path) -> Iterator[float]:
+    """Seconds until an instance is there, anew each time: the last one is gone by then."""
+    for _ in range(_CREATIONS):
+        binary = Binary.load(file)
+        began = time.perf_counter()
+        instance = binary._instance()
+        yield time.perf_counter() - began
+        del instance, binary
+
+
+def _closeness(path: Path) -> Iterator[dict[str, Any]]:
+    """Coded bytes and the entropy of each stream, tables included."""
+    from shohin.passes.entropy_code import stream_figures
+
+    with ProgramFile(path) as file:
+        for name in file.sizes:
+            encoding = file.encoding(name)
+            if encoding.parameters() <= _ENTROPY_WEIGHTS:
+                continue
+            figures = stream_figures(encoding)
+            for part in ("gap", "index"):
+                if f"{part}_entropy_bytes" in figures:
+                    yield {
+                        "weight": name,
+                        "stream": part,
+                        "coder": figures[f"{part}_coder"],
+                        "entropy": figures[f"{part}_entropy_bytes"],
+                        "bytes": figures[f"{part}_bytes"] + figures[f"{part}_table_bytes"],
+                    }
+
+
+def _interleaved(commands: dict[str, list[str]]) -> dict[str, float]:
+    """Median milliseconds of processes, started in turns."""
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(_STARTS):
+        for name, command in commands.items():
+            began = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            times[name].append(1000 * (time.perf_counter() - began))
+    return {name: median(found) for name, found in times.items()}
