@@ -8,6 +8,7 @@ from statistics import mean
 from typing import Any
 
 from compression_recipes import COMPRESSIONS, Compression
+from compression_tables import layer_table
 from pruning_accuracy import program_path, trainer
 from pruning_data import error, load_images
 from pruning_recipes import RECIPES
@@ -15,7 +16,6 @@ from tables import Table, save
 
 import shohin
 from shohin import zoo
-from shohin.waterfall import STEPS, Waterfall, waterfall
 
 WORK = Path(__file__).parent / "trained" / "compression"
 
@@ -50,7 +50,10 @@ def summarise() -> None:
         found = [row for row in rows if row["name"] == name]
         if found:
             table.add(name, *_cells(compression, found))
-            layers.append(_layer_table(name, waterfall(file_path(name, found[0]["seed"]))))
+            path = file_path(name, found[0]["seed"])
+            layers.append(
+                layer_table(f"{name}, seed {found[0]['seed']}", path, compression.network)
+            )
     save("compression_networks", rows, [table, *layers])
 
 
@@ -128,16 +131,3 @@ def _cells(compression: Compression, rows: list[dict[str, Any]]) -> tuple[str, .
         "yes" if small and found <= most else "no",
         compression.paper,
     )
-
-
-def _layer_table(name: str, found: Waterfall) -> Table:
-    """Bytes of every weight step by step, as in tables 2 to 5 of the paper."""
-    table = Table(f"{name}: bytes of each weight", ("weight", *STEPS, "%", "encoding"))
-    for fall in found.falls:
-        share = f"{100 * fall.stored / fall.original:.2f}"
-        table.add(fall.name, *(f"{size:,}" for size in fall.steps), share, fall.encoding)
-    totals = found.totals
-    share = f"{100 * totals[-1] / totals[0]:.2f}"
-    table.add("header", "", "", "", f"{found.frame:,}", "", "")
-    table.add("total", *(f"{size:,}" for size in totals), share, "")
-    return table

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from compression_tables import layer_table
 from pruning_speed import HAN_ALEXNET
 from tables import Table, save
 
@@ -53,6 +54,7 @@ def measure_alexnet() -> None:
         decoded = _timed(lambda: _decode(path, names))[1]
         size = path.stat().st_size
         closeness = list(_closeness(path))
+        layers = layer_table("AlexNet: what every weight takes", path, "alexnet")
         row = {"bytes": size, "encode_seconds": encoded, "decode_seconds": decoded}
         row |= _measure_creation(coded, folder)
     table = Table(
@@ -79,7 +81,7 @@ def measure_alexnet() -> None:
             f"{one['bytes']:,}",
             f"{100 * (one['bytes'] / one['entropy'] - 1):.2f}",
         )
-    save("compression_alexnet", [row, *closeness], [table, near])
+    save("compression_alexnet", [row, *closeness], [table, layers, near])
 
 
 def measure_executable(path: Path) -> None:
