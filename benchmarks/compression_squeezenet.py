@@ -15,7 +15,9 @@ PIPELINES = {
     "5 bits": "share-weights{bits=5}, entropy-code",
     "bits by layer": "share-weights{target_bytes=740000}, entropy-code",
     "4 bits, compensated": "share-weights{bits=4 compensate=true}, entropy-code",
-    "bits by layer, compensated": "share-weights{target_bytes=600000 compensate=true}, entropy-code",
+    "bits by layer, compensated": (
+        "share-weights{target_bytes=600000 compensate=true}, entropy-code"
+    ),
     "bits by layer, compensated, a tenth": (
         "share-weights{target_bytes=475000 compensate=true biases=8}, entropy-code"
     ),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import shohin
+from shohin.backends.base import WeightForm
 from shohin.backends.registry import parse_target
 from shohin.backends.tvm import target as host
 from shohin.backends.tvm.arm import ArmTarget
@@ -196,9 +197,16 @@ def test_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(step.macs for step in compiled.info.steps) > tuning.WORTH_MEASURING
 
 
-def _emulated(program: Program, cpu: str, inputs: list[Tensor], folder: Path) -> Tensor:
+def _emulated(
+    program: Program,
+    cpu: str,
+    inputs: list[Tensor],
+    folder: Path,
+    weights: WeightForm = "plain",
+) -> Tensor:
     """The one output of a program's executable on an emulated core."""
-    binary = compile_program(program, ArmTarget(cpu), len(inputs[0])).save(folder / "net")
+    compiled = compile_program(program, ArmTarget(cpu), len(inputs[0]), weights)
+    binary = compiled.save(folder / "net")
     files = [folder / f"x{i}.npy" for i in range(len(inputs))]
     for file, tensor in zip(files, inputs, strict=True):
         np.save(file, tensor.numpy())
@@ -289,6 +297,25 @@ def test_rows(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("cpu", _CPUS)
 def test_every_core(cpu: str, tmp_path: Path) -> None:
     _check(_small(), cpu, tmp_path, (3, 6, 6))
+
+
+@_EMULATED
+def test_compressed_weights(tmp_path: Path) -> None:
+    module = net(
+        lambda s, x: s.c(s.b(s.a(x).relu()).relu().flatten(1)),
+        a=nn.Conv2d(5, 32, 3, padding=1),
+        b=nn.Conv2d(32, 24, 3, padding=1),
+        c=nn.Linear(24 * 64, 10),
+    )
+    passes = "prune{density=0.2}, share-weights{bits=4}"
+    program = shohin.optimize(captured(module, (5, 8, 8)), passes, drift=False).program
+    inputs = [torch.randn(2, 5, 8, 8, generator=torch.Generator().manual_seed(1))]
+    plain = _emulated(program, "cortex-a53", inputs, tmp_path)
+    sizes = [(tmp_path / "net").stat().st_size]
+    coded = _emulated(program, "cortex-a53", inputs, tmp_path, "compressed")
+    sizes.append((tmp_path / "net").stat().st_size)
+    assert torch.equal(coded, plain)
+    assert sizes[1] < sizes[0] - 50_000
 
 
 @_EMULATED
