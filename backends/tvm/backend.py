@@ -57,7 +57,7 @@ class TvmBackend(Backend):
         # TVM takes a second to import, which loading and describing binaries can do without.
         from shohin.backends.tvm.compile import compile_program
 
-        return compile_program(program, options, batch, weights, progress)
+        return compile_program(program, options, batch, progress, weights=weights)
 
 
 def _diagnose(program: Program) -> Iterator[Diagnostic]:

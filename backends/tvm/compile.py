@@ -44,8 +44,9 @@ def compile_program(
     program: Program,
     target: Processor,
     batch: int,
-    weights: WeightForm = "plain",
     progress: Progress | None = None,
+    *,
+    weights: WeightForm = "plain",
 ) -> Binary:
     """Compile a program to a binary, held in a temporary folder until it is saved.
 
@@ -53,8 +54,8 @@ def compile_program(
         program: what to compile.
         target: where it will run.
         batch: size of the symbolic batch.
-        weights: how the binary holds them.
         progress: called with (stages done, stages, what comes next).
+        weights: how the binary holds them.
 
     Raises:
         SpecError: when the batch is not a positive number.

@@ -54,6 +54,10 @@ class Processor(ABC):
         from memory.
         """
 
+    def table_lanes(self) -> int:
+        """Floats of a vector that one instruction orders by indices in a register; 0 for none."""
+        return 0
+
 
 def check_threads(target: str, threads: int) -> None:
     """Refuse a number of threads that no binary can have.

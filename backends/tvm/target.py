@@ -105,6 +105,12 @@ class CpuTarget(Processor):
             return 30
         return 7 if self.has_fma() else 3
 
+    def table_lanes(self) -> int:
+        """Floats of a vector that one instruction orders by indices in a register; 0 for none."""
+        if self.has_avx512():
+            return 16
+        return 8 if self.has_fma() else 0
+
 
 @lru_cache(maxsize=1)
 def _host_processor() -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from shohin.backends.tvm.kernels.list_layout import ListLayout
 from shohin.backends.tvm.weights import arrays
-from shohin.backends.tvm.weights.arrays import array_jobs, lists_job, raw_job
+from shohin.backends.tvm.weights.arrays import array_jobs, lists_job, raw_job, words_jobs
 from shohin.backends.tvm.weights.streams import gap_stream, stream
 from shohin.ir.container.varints import encode_varint
 
@@ -135,6 +135,24 @@ def test_lists_come_back(
     np.testing.assert_array_equal(found[place:], expected)
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("words", [1, 700])
+def test_words_come_back(
+    decoder: Decoder, bits: int, words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrays, "PIECE", 4096)
+    per_word = 32 // bits
+    indices = _weights(words * per_word, 1 << bits, 0.7, "int64", bits).astype(np.int64) % (
+        1 << bits
+    )
+    packed = np.zeros(words, np.uint32)
+    for place, part in enumerate(indices.reshape(words, per_word).T):
+        packed |= part.astype(np.uint32) << np.uint32(place * bits)
+    status, found = decoder.decode(framed(*words_jobs(64, packed, bits)), 64 + packed.nbytes)
+    assert status == OK
+    np.testing.assert_array_equal(found[64:], packed.view(np.uint8))
+
+
 def test_arrays_that_are_no_lists_are_told() -> None:
     layout = ListLayout((0, 1), 10, 4)
     start = np.array([0, 2], np.int32)
@@ -150,7 +168,9 @@ def test_arrays_that_are_no_lists_are_told() -> None:
         (raw_job(60, np.zeros(8, np.uint8)), "beyond the end"),
         (raw_job(1 << 62, np.zeros(8, np.uint8)), "far beyond the end"),
         (raw_job(0, np.zeros(8, np.uint8))[:-1], "cut off"),
-        (bytes([4, 0, 0]), "of no known kind"),
+        (bytes([5, 0, 0]), "of no known kind"),
+        (bytes([4, 0, 0, 1]) + stream(np.zeros(32, np.uint8), 1), "indices of no bits"),
+        (bytes([4, 0, 4, 2]) + stream(np.zeros(8, np.uint8), 16), "too few indices"),
         (bytes([1]) + b"".join(map(encode_varint, (0, 3, 1))), "elements of 3 bytes"),
         (array_jobs(2, np.repeat(np.arange(9, dtype=np.int32), 9))[0], "between elements"),
         (
@@ -188,7 +208,9 @@ def corpus() -> tuple[bytes, int]:
         job = lists_job((place, starts[0]), distance.astype(np.uint16), starts[1], layout)
         assert job is not None
         jobs.append(job)
-    return framed(*jobs), 25600 + 8192
+    words = _weights(500, 250, 0.5, "int64", 3).astype(np.uint32)
+    jobs += words_jobs(33792, words, 5)
+    return framed(*jobs), 33792 + words.nbytes
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc and its sanitizers")

@@ -34,8 +34,8 @@ def select_linear(selector: Selector, node: fx.Node) -> bool:
         return False
     label = selector.label(node, f"linear {weight.shape[1]}->{weight.shape[0]}")
     numbers = bias.constant if bias is not None else None
-    sparse = selector.is_sparse(node, "weight")
-    selector.emit(Linear(selector.result(node), label, x, weight.constant, numbers, sparse))
+    sparse, values = selector.is_sparse(node, "weight"), selector.shared_values(node, "weight")
+    selector.emit(Linear(selector.result(node), label, x, weight.constant, numbers, sparse, values))
     return True
 
 

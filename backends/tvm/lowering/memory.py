@@ -65,11 +65,13 @@ class StoredArray:
         dtype: its element type.
         lists: where it is the lists of a sparse kernel, the array of their starts, and how they
             follow from which weights are kept.
+        index_bits: where it is 32-bit words of indices, as many as fit, the width of an index.
     """
 
     buffer: Buffer
     dtype: "np.dtype[np.generic]"
     lists: "tuple[StoredArray, ListLayout] | None" = None
+    index_bits: int = 0
 
 
 @dataclass
@@ -116,6 +118,11 @@ class ConstantFile:
             stored = StoredArray(self._append(self.path, raw), data.dtype)
             self._known[digest] = self._of[stored.buffer] = stored
         return Placement(self._known[digest].buffer)
+
+    def mark_words(self, words: Placement, index_bits: int) -> None:
+        """Say that an array is words of so wide indices."""
+        if self.path is not None:
+            self._of[words.buffer].index_bits = index_bits
 
     def _append(self, path: Path, raw: NDArray[np.uint8]) -> Buffer:
         start = align(self.size)

@@ -111,12 +111,17 @@ class Convolution(Operation):
 
 @dataclass(eq=False)
 class Linear(Operation):
-    """Fully connected layer on the last axis."""
+    """Fully connected layer on the last axis.
+
+    By the encoding of the weight, `sparse` says that most of it is zero, and `values` holds
+    the few values that its elements have; None where they may be anything.
+    """
 
     x: Value
     weight: torch.Tensor
     bias: torch.Tensor | None
     sparse: bool = False
+    values: torch.Tensor | None = None
 
     @property
     def inputs(self) -> list[Value]:

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from shohin.backends.tvm.kernels.codebook_linear import Rows
 from shohin.backends.tvm.kernels.emit import LANES, blocks
 from shohin.backends.tvm.kernels.layout import Transpose
 from shohin.backends.tvm.kernels.matmul import MatMul, choose_matrix_tile
@@ -20,7 +21,7 @@ from shohin.backends.tvm.lowering.operations import (
     Value,
     View,
 )
-from shohin.backends.tvm.lowering.place_sparse_linear import place_sparse_linear
+from shohin.backends.tvm.lowering.place_codebook import place_compressed_linear
 from shohin.backends.tvm.lowering.plan import Planner
 from shohin.backends.tvm.lowering.values import bias_numbers, blocked_bytes, kernel_steps, numpy_of
 
@@ -36,18 +37,27 @@ def place_linear(planner: Planner, op: Linear) -> None:
     tile = choose_matrix_tile(rows, columns, planner.target.registers())
     kernel = planner.choose(
         MatMul(1, rows, depth, columns, True, op.bias is not None, tile, steps=kernel_steps(op)),
-        timed=op.sparse,
+        timed=op.sparse or op.values is not None,
     )
-    if op.sparse:
-        ordered = weight if image is None else _permute_columns(weight, image)
-        if place_sparse_linear(planner, op, kernel, ordered, x):
-            return
-    arguments = [x, planner.constant(lambda: _pack_rows(weight, kernel, image))]
+    ordered = _in_order_of(image, weight)
+    if place_compressed_linear(planner, op, kernel, ordered, x):
+        return
+    arguments = [x, planner.constant(lambda: _pack_rows(ordered, kernel))]
     if op.bias is not None:
         arguments.append(planner.constant(lambda: bias_numbers(op, kernel.padded_columns)))
     arguments += planner.operands(op, blocked=False, width=kernel.padded_columns)
     macs = op.output.elements * int(op.weight.shape[1])
     planner.call(kernel, [*arguments, planner.define_plain(op.output)], op.label, macs)
+
+
+def _in_order_of(image: Value | None, weight: Array) -> Rows:
+    """Some rows of a weight, the columns in the order of the image if there is one."""
+
+    def rows(start: int, stop: int) -> Array:
+        part = weight[start:stop]
+        return part if image is None else _permute_columns(part, image)
+
+    return rows
 
 
 def _permute_columns(rows: Array, image: Value) -> Array:
@@ -60,7 +70,7 @@ def _permute_columns(rows: Array, image: Value) -> Array:
     return split.transpose(0, 1, 3, 2).reshape(rows.shape[0], -1)
 
 
-def _pack_rows(weight: Array, kernel: MatMul, image: Value | None) -> Array:
+def _pack_rows(weight: Rows, kernel: MatMul) -> Array:
     """``[N, K]`` to ``[N/NR, K, NR]``, zeros where ragged.
 
     Done a tile at a time: the weights of one layer can be most of a model.
@@ -68,8 +78,7 @@ def _pack_rows(weight: Array, kernel: MatMul, image: Value | None) -> Array:
     tiles, depth, nr = kernel.weight_shape()
     packed: Array = np.zeros((tiles, depth, nr), np.float32)
     for tile in range(tiles):
-        rows = weight[tile * nr : (tile + 1) * nr]
-        rows = rows if image is None else _permute_columns(rows, image)
+        rows = weight(tile * nr, (tile + 1) * nr)
         packed[tile, :, : rows.shape[0]] = rows.T
     return packed
 

@@ -5,7 +5,6 @@ import math
 import numpy as np
 
 from shohin.backends.tvm.kernels.block_linear import BlockSparseLinear
-from shohin.backends.tvm.kernels.emit import Kernel
 from shohin.backends.tvm.kernels.geometry import Geometry
 from shohin.backends.tvm.kernels.groups import GROUP_WEIGHTS, filled_entries
 from shohin.backends.tvm.kernels.layout import Transpose
@@ -22,7 +21,7 @@ from shohin.backends.tvm.lowering.place_sparse import (
     list_places,
 )
 from shohin.backends.tvm.lowering.plan import Planner
-from shohin.backends.tvm.lowering.sparse_costs import Comparison, kernel_cost
+from shohin.backends.tvm.lowering.sparse_costs import Candidate, kernel_cost
 from shohin.backends.tvm.lowering.values import bias_numbers, kernel_steps
 
 _LEAST_PIXELS = 8
@@ -32,32 +31,21 @@ _SUMS = (4, 8)
 """Independent sums of an output that are tried."""
 
 
-def place_sparse_linear(
-    planner: Planner, op: Linear, dense: Kernel, weight: Array, x: Placement
-) -> bool:
-    """Place a fully connected layer as a sparse one if that is faster.
+def sparse_candidate(planner: Planner, op: Linear, weight: Array, x: Placement) -> Candidate:
+    """The fastest sparse form of a fully connected layer.
 
     Args:
         planner: the planner.
         op: a layer whose weight is sparse.
-        dense: the kernel it would get otherwise.
         weight: ``[N, K]``, the columns in the order of the input.
         x: the input ``[M, K]``.
-
-    Returns:
-        Whether it was placed.
     """
     rows = math.prod(op.output.shape[:-1])
     options = [planner.choose(kernel, timed=True) for kernel in _kernels(planner, op, weight, rows)]
     moved = rows * sum(weight.shape)
     costs = [kernel_cost(planner, k, moved if isinstance(k, SparseConv2d) else 0) for k in options]
     best = min(range(len(options)), key=lambda i: costs[i].milliseconds)
-    comparison = Comparison(kernel_cost(planner, dense), costs[best])
-    planner.note(op.label, comparison.text())
-    if not comparison.pays:
-        return False
-    _call(planner, op, options[best], weight, x)
-    return True
+    return Candidate(costs[best], lambda: _call(planner, op, options[best], weight, x))
 
 
 def _kernels(

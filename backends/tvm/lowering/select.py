@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from shohin.backends.tvm.lowering.operations import Operation, Operations, Region, Value
 from shohin.errors import UnsupportedError
 from shohin.ir.annotations import Origin, annotation
-from shohin.ir.encodings import Sparse
+from shohin.ir.codebook import Codebook
+from shohin.ir.encodings import Encoding, Sparse
 from shohin.ir.program import Program, tensor_of
 from shohin.ir.shapes import fake_values
 from shohin.passes.patterns import argument
@@ -171,10 +172,22 @@ class Selector:
 
     def is_sparse(self, node: fx.Node, name: str) -> bool:
         """Whether a weight is stored as sparse."""
+        return isinstance(self._encoding(node, name), Sparse)
+
+    def shared_values(self, node: fx.Node, name: str) -> Tensor | None:
+        """The few values that the elements of a weight have, None where they are not shared."""
+        encoding = self._encoding(node, name)
+        kept = encoding.values if isinstance(encoding, Sparse) else encoding
+        if not isinstance(kept, Codebook):
+            return None
+        centroids = kept.centroids.detach()
+        return centroids if kept is encoding else torch.cat([centroids, centroids.new_zeros(1)])
+
+    def _encoding(self, node: fx.Node, name: str) -> Encoding | None:
         found = argument(node, name)
         if not isinstance(found, fx.Node) or found.op != "get_attr":
-            return False
-        return isinstance(self.program.encodings.get(str(found.target)), Sparse)
+            return None
+        return self.program.encodings.get(str(found.target))
 
     def _flush(self) -> None:
         """Emit the pending nodes as a region."""

@@ -52,7 +52,7 @@ enum {
 
 typedef enum coder { PLAIN = 0, HUFFMAN = 1, ANS = 2 } coder;
 
-typedef enum job_kind { RAW = 0, INDEXED = 1, SCATTERED = 2, LISTS = 3 } job_kind;
+typedef enum job_kind { RAW = 0, INDEXED = 1, SCATTERED = 2, LISTS = 3, WORDS = 4 } job_kind;
 
 /* ---------------------------------------------------------------- reading */
 
@@ -668,16 +668,47 @@ static bool do_lists(reader *from, const target *where) {
     return good;
 }
 
+/* Words that hold as many indices as fit, the first in the lowest bits. */
+static bool do_words(reader *from, const target *where) {
+    symbols indices;
+    unsigned char batch[BATCH];
+    const uint64_t place = take_varint(from);
+    const unsigned bits = (unsigned)take_number(from, 8);
+    const uint64_t words = take_varint(from);
+    char *into = bits > 0 ? place_of(where, place, words, 4) : NULL;
+    if (into == NULL || !open_symbols(&indices, from) || indices.alphabet != 1u << bits ||
+        indices.left != words * (32 / bits)) {
+        return false;
+    }
+    const unsigned end = 32 / bits * bits;
+    uint32_t word = 0;
+    unsigned filled = 0;
+    for (size_t count; (count = next_symbols(&indices, batch)) > 0;) {
+        for (size_t i = 0; i < count; ++i) {
+            word |= (uint32_t)batch[i] << filled;
+            filled += bits;
+            if (filled == end) {
+                memcpy(into, &word, 4);
+                into += 4;
+                word = filled = 0;
+            }
+        }
+    }
+    return indices.left == 0 && indices.from.good;
+}
+
 static bool do_job(reader from, const target *where) {
-    switch (take_number(&from, LISTS)) {
+    switch (take_number(&from, WORDS)) {
     case RAW:
         return from.good && do_raw(&from, where);
     case INDEXED:
         return do_indexed(&from, where);
     case SCATTERED:
         return do_scattered(&from, where);
-    default:
+    case LISTS:
         return do_lists(&from, where);
+    default:
+        return do_words(&from, where);
     }
 }
 

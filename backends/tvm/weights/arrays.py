@@ -9,6 +9,8 @@ A job is a byte that says what it is, the varints that follow, and its data:
 * 3, lists: place of the distances, their bytes, their number, 1 and the place of the starts or 0,
   number of lists, channels of a list, distance from channel to channel, step, whether lists are
   paired, number of taps, their distances; *gaps*.
+* 4, words of indices: place, bits of an index, number of words, and the stream of the indices, as
+  many as fit into each word, the first in its lowest bits.
 
 *values* are a byte: 0, and so many elements; or 1, and the different elements (as many as the
 stream's alphabet) behind the stream of their numbers.
@@ -27,6 +29,7 @@ PIECE = 1 << 20
 """Elements of a job; larger arrays are cut, so that several threads can decode them."""
 
 _MOST_DIFFERENT = 256
+_WORD = 32
 _FEW_ZEROS = 0.25
 _MOST_MODULUS = 1 << 32
 
@@ -98,6 +101,28 @@ def lists_job(
     taps = [tap % _MOST_MODULUS for tap in layout.taps]
     entries = (places[0], distance.itemsize, distance.size)
     return _head(3, *entries, *starts, *sizes, len(taps), *taps) + gap_stream(positions)
+
+
+def words_jobs(place: int, words: NDArray[np.uint32], bits: int) -> list[bytes]:
+    """Words of indices of a table.
+
+    Args:
+        place: where they go, in bytes.
+        words: contiguous.
+        bits: of an index, at most 8.
+    """
+    shifts = np.arange(_WORD // bits, dtype=np.uint32) * np.uint32(bits)
+    mask = np.uint32((1 << bits) - 1)
+    step = PIECE // shifts.size
+    jobs = []
+    for start in range(0, words.size, step):
+        part = words[start : start + step]
+        indices = ((part[:, None] >> shifts) & mask).astype(np.uint8).reshape(-1)
+        head = _head(4, place + 4 * start, bits, part.size)
+        jobs.append(
+            min(head + stream(indices, 1 << bits), raw_job(place + 4 * start, part), key=len)
+        )
+    return jobs
 
 
 def _piece(place: int, numbers: Array, table: Array | None) -> bytes:

@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
+
 from shohin.backends.tvm.lowering.memory import ConstantFile, StoredArray
-from shohin.backends.tvm.weights.arrays import array_jobs, lists_job
+from shohin.backends.tvm.weights.arrays import array_jobs, lists_job, words_jobs
 from shohin.ir.container.varints import encode_varint
 
 
@@ -50,4 +52,7 @@ def _jobs(constants: ConstantFile, one: StoredArray, made: set[int]) -> Iterator
             made.add(of_start)
             yield job
             return
-    yield from array_jobs(place, array)
+    if one.index_bits:
+        yield from words_jobs(place, array.view(np.uint32), one.index_bits)
+    else:
+        yield from array_jobs(place, array)

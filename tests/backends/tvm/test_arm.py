@@ -205,7 +205,7 @@ def _emulated(
     weights: WeightForm = "plain",
 ) -> Tensor:
     """The one output of a program's executable on an emulated core."""
-    compiled = compile_program(program, ArmTarget(cpu), len(inputs[0]), weights)
+    compiled = compile_program(program, ArmTarget(cpu), len(inputs[0]), weights=weights)
     binary = compiled.save(folder / "net")
     files = [folder / f"x{i}.npy" for i in range(len(inputs))]
     for file, tensor in zip(files, inputs, strict=True):

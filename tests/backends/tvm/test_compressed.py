@@ -46,7 +46,7 @@ def _program(pipeline: str) -> Program:
 def _both(program: Program, threads: int = 1) -> tuple[Binary, Binary]:
     target = CpuTarget(threads=threads)
     plain = compile_program(program, target, 1)
-    return plain, compile_program(program, target, 1, "compressed")
+    return plain, compile_program(program, target, 1, weights="compressed")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -57,6 +57,8 @@ def _both(program: Program, threads: int = 1) -> tuple[Binary, Binary]:
         ("prune{density=0.1}", 1.3),
         ("prune{density=0.1 granularity=block}, share-weights{bits=4}", 4.0),
         ("share-weights{bits=8}", 3.0),
+        ("share-weights{bits=4}", 5.0),
+        ("prune{density=0.5}, share-weights{bits=5}", 4.0),
         ("", 1.0),
     ],
 )
@@ -94,7 +96,7 @@ def test_the_same_program_gives_the_same_bytes(tmp_path: Path) -> None:
     program = _program(_SMALL)
     files = []
     for name in ("a.so", "b.so"):
-        binary = compile_program(program, CpuTarget(), 1, "compressed")
+        binary = compile_program(program, CpuTarget(), 1, weights="compressed")
         files.append(binary.save(tmp_path / name).read_bytes())
     assert files[0] == files[1]
 

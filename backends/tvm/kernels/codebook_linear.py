@@ -1,0 +1,414 @@
+"""Fully connected layers whose weights are few different values, kept as indices of a table.
+
+Weight sharing (Deep Compression, arXiv 1510.00149) leaves a layer with a handful of values. One row
+is bound by streaming the weights, so the kernel streams indices, four to thirty-two times fewer
+bytes, and looks the values up in a table that lies in registers: ``vpermps`` takes any of 16 floats
+by an index in every lane (8 on AVX2), ``vpermi2ps`` any of 32. A 32-bit word holds the indices of
+one output for as many neighbouring inputs as fit; an instruction ignores the bits above its
+index, so that getting at one is a shift and no mask.
+
+Processors without such an instruction have no such kernel: NEON permutes bytes only, and before
+AVX2 the index of a permutation is part of the instruction.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from shohin.backends.tvm.kernels import vector_math as vm
+from shohin.backends.tvm.kernels.control import whole_or_rest
+from shohin.backends.tvm.kernels.emit import (
+    LANES,
+    Array,
+    Buffer,
+    Expr,
+    Kernel,
+    Parameter,
+    blocks,
+    ceil_div,
+    held,
+    local,
+    number,
+    ramp,
+    splat,
+    store,
+)
+from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
+from shohin.backends.tvm.kernels.matmul import MatrixTile
+from shohin.backends.tvm.kernels.partial import load_lanes, store_lanes
+
+_WORD = 32
+"""Bits of a word."""
+
+_MOST_TABLES = 4
+"""Registers of values: more of them take longer to choose from than weights to stream."""
+
+Rows = Callable[[int, int], Array]
+"""Weights ``[stop - start, K]`` of the outputs from `start` to before `stop`."""
+
+
+@dataclass(frozen=True)
+class TableForm:
+    """Indices, and how a table of values lies in registers.
+
+    Attributes:
+        bits: width of an index.
+        lanes: floats of a register, 16 or 8.
+        zero_bit: whether the highest bit of an index says that the value is not zero: one more
+            value without another table.
+    """
+
+    bits: int
+    lanes: int
+    zero_bit: bool = False
+
+    @classmethod
+    def of(cls, values: Array, lanes: int) -> "TableForm":
+        """The form with the fewest look-ups, and of those the narrowest indices.
+
+        Args:
+            values: different from each other.
+            lanes: floats of a register.
+        """
+        plain = cls(max(1, (values.size - 1).bit_length()), lanes)
+        masked = cls(max(1, (values.size - 2).bit_length()) + 1, lanes, zero_bit=True)
+        return masked if 0 in values and masked.look_ups < plain.look_ups else plain
+
+    @property
+    def per_word(self) -> int:
+        """Indices of a word."""
+        return _WORD // self.bits
+
+    @property
+    def entries(self) -> int:
+        """Values in the table, unused ones included."""
+        return 1 << (self.bits - self.zero_bit)
+
+    @property
+    def tables(self) -> int:
+        """Registers of values."""
+        return ceil_div(self.entries, self.lanes)
+
+    @property
+    def look_ups(self) -> int:
+        """Permutations for the values of a register of indices."""
+        return ceil_div(self.tables, 2) if self.lanes == LANES else self.tables
+
+    @property
+    def exists(self) -> bool:
+        """Whether there is a kernel for it."""
+        return self.tables <= _MOST_TABLES
+
+    def table(self, values: Array) -> Array:
+        """Values in registers, repeated where fewer than fill one.
+
+        The bits above an index, which an instruction may read, then make no difference.
+        """
+        ordered = self._order(values)
+        entries = np.zeros(self.entries, np.float32)
+        entries[: ordered.size] = ordered
+        return np.resize(entries, self.tables * self.lanes)
+
+    def indices(self, values: Array, weight: Array) -> NDArray[np.uint32]:
+        """The index of every weight; all are among the values. That of zero is 0."""
+        ordered = self._order(values)
+        ascending = np.argsort(ordered)
+        rank = np.searchsorted(ordered, weight, sorter=ascending)
+        index = np.append(ascending, 0)[rank].astype(np.uint32)
+        return np.where(weight != 0, index + self.entries, 0) if self.zero_bit else index
+
+    def _order(self, values: Array) -> Array:
+        """Values by index: zero first, unless a bit of its own says that."""
+        others = np.unique(values[values != 0])
+        has_zero = others.size < np.unique(values).size and not self.zero_bit
+        return np.append(np.zeros(int(has_zero), np.float32), others)
+
+
+@dataclass(frozen=True)
+class CodebookLinear(Kernel):
+    """``y = steps(x @ table[index].T + bias)`` with ``x`` ``[M, K]`` and ``y`` ``[M, N]``.
+
+    Indices are packed ``[N/NR, K/P, NR]``, P of them to a little-endian word, the first in the
+    lowest bits. Any word is valid. They are bytes to everyone else: the coder of a binary's
+    weights finds more of a pattern in those than in words.
+
+    Attributes:
+        rows: M.
+        depth: K.
+        columns: N.
+        form: indices and table.
+        tile: sums; the splits are those of the indices of a word.
+        steps: element-wise steps; ``full`` operands are ``[M, N]``, ``channel`` ones are along N,
+            padded like the bias to whole tiles.
+    """
+
+    rows: int
+    depth: int
+    columns: int
+    form: TableForm
+    tile: MatrixTile
+    steps: tuple[Step, ...] = ()
+
+    tiling = frozenset({"tile"})
+
+    @property
+    def family(self) -> str:
+        """``codebook_linear``."""
+        return "codebook_linear"
+
+    @property
+    def tile_columns(self) -> int:
+        """Columns of a whole tile."""
+        return LANES * self.tile.column_blocks
+
+    @property
+    def column_tiles(self) -> int:
+        """Tiles along N."""
+        return ceil_div(self.columns, self.tile_columns)
+
+    @property
+    def row_tiles(self) -> int:
+        """Tiles along M."""
+        return ceil_div(self.rows, self.tile.rows)
+
+    @property
+    def padded_columns(self) -> int:
+        """Columns in whole tiles."""
+        return self.column_tiles * self.tile_columns
+
+    @property
+    def extent(self) -> int:
+        """Tiles."""
+        return self.column_tiles * self.row_tiles
+
+    @property
+    def operations(self) -> int:
+        """Multiply-accumulates."""
+        return self.rows * self.depth * self.columns
+
+    def variants(self, registers: int) -> tuple[Kernel, ...]:
+        """The layer in every tile shape that fits the registers beside the table."""
+        options = codebook_tile_options(self.form, self.rows, self.columns, registers)
+        return tuple(replace(self, tile=tile) for tile in options)
+
+    def tile_text(self) -> str:
+        """Rows times column blocks times sums along K."""
+        return f"{self.tile.rows}x{self.tile.column_blocks}x{self.tile.splits}"
+
+    @property
+    def index_shape(self) -> tuple[int, int, int]:
+        """Shape of the bytes of the words."""
+        words = ceil_div(self.depth, self.form.per_word)
+        return (self.column_tiles, words, _WORD // 8 * self.tile_columns)
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Rows, words of indices, table, bias, step operands, rows."""
+        result = (self.rows, self.columns)
+        return (
+            Parameter("x", (self.rows, self.depth)),
+            Parameter("index", self.index_shape, "uint8"),
+            Parameter("table", (self.form.tables * self.form.lanes,)),
+            Parameter("bias", (self.padded_columns,)),
+            *operand_parameters(self.steps, result, self.padded_columns),
+            Parameter("y", result),
+        )
+
+    def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
+        """One tile of the result; ragged edges are separate code."""
+        emitter = _TileEmitter(self, item, buffers)
+
+        def over_columns(rows: int) -> None:
+            whole_or_rest(
+                emitter.column_tile,
+                self.tile_columns,
+                self.columns,
+                lambda width: emitter.emit(rows, width),
+            )
+
+        whole_or_rest(emitter.row_tile, self.tile.rows, self.rows, over_columns)
+
+    def pack(self, values: Array, weight: Rows) -> Array:
+        """Weights as words of indices, done a tile at a time.
+
+        Args:
+            values: every value that occurs.
+            weight: gives the weights of some outputs.
+        """
+        form = self.form
+        tiles, words, _ = self.index_shape
+        packed = np.zeros((tiles, words, self.tile_columns), np.uint32)
+        for tile in range(self.column_tiles):
+            start = tile * self.tile_columns
+            rows = weight(start, min(start + self.tile_columns, self.columns))
+            index = np.zeros((self.tile_columns, words * form.per_word), np.uint32)
+            index[: rows.shape[0], : self.depth] = form.indices(values, rows)
+            parts = index.reshape(self.tile_columns, words, form.per_word)
+            for place in range(form.per_word):
+                packed[tile] |= parts[:, :, place].T << np.uint32(place * form.bits)
+        return packed.view(np.uint8)
+
+
+class _TileEmitter:
+    """Emits one tile; holds what full and ragged tiles share."""
+
+    def __init__(self, kernel: CodebookLinear, item: Expr, buffers: tuple[Buffer, ...]) -> None:
+        self.kernel = kernel
+        self.x, self.index, table, self.bias, *operands, self.y = buffers
+        self.operands = tuple(operands)
+        self.row_tile = T.floormod(item, kernel.row_tiles)
+        self.column_tile = T.floordiv(item, kernel.row_tiles)
+        lanes, count = kernel.form.lanes, kernel.form.tables
+        self.tables = [held(table[ramp(i * lanes, lanes)], lanes) for i in range(count)]
+
+    def emit(self, rows: int, columns: int) -> None:
+        """A tile of `rows` by `columns` results."""
+        kernel = self.kernel
+        vectors = blocks(columns) * LANES // kernel.form.lanes
+        sums = _Sums(rows, vectors, kernel.tile.splits, kernel.form.lanes)
+        whole, rest = divmod(kernel.depth, kernel.form.per_word)
+        with T.serial(0, whole) as word:
+            self._accumulate(sums, word, kernel.form.per_word)
+        self._accumulate(sums, whole, rest)
+        for row in range(rows):
+            for block in range(blocks(columns)):
+                total = sums.block_total(row, block)
+                self._finish(total, row, block, min(LANES, columns - block * LANES))
+
+    def _accumulate(self, sums: "_Sums", word: Expr, inputs: int) -> None:
+        """Add the products of the first inputs of a word."""
+        kernel, lanes = self.kernel, self.kernel.form.lanes
+        words = []
+        for vector in range(sums.vectors if inputs else 0):
+            words.append(local(lanes, "int32"))
+            size = _WORD // 8 * lanes
+            read = self.index[self.column_tile, word, ramp(vector * size, size)]
+            store(words[-1], [ramp(0, lanes)], T.reinterpret(f"int32x{lanes}", read))
+        for place in range(inputs):
+            k = word * kernel.form.per_word + place
+            for vector in range(sums.vectors):
+                weight = held(self._look_up(words[vector][ramp(0, lanes)], place), lanes)
+                for row in range(sums.rows):
+                    sums.add(place, row, vector, splat(self.x[self._row(row), k], lanes) * weight)
+
+    def _look_up(self, word: Expr, place: int) -> Expr:
+        """The values of the indices at a place of words."""
+        form = self.kernel.form
+        low = place * form.bits
+        index = T.shift_right(word, splat(T.int32(low), form.lanes)) if low else word
+        found = _permute(self.tables, index, form.lanes)
+        bit = low + form.bits - form.zero_bit - (len(found) - 1).bit_length()
+        while len(found) > 1:
+            pairs = zip(found[::2], found[1::2], strict=True)
+            found = [T.Select(_is_set(word, bit), high, low) for low, high in pairs]
+            bit += 1
+        return (
+            T.Select(_is_set(word, bit), found[0], number(0.0, form.lanes))
+            if form.zero_bit
+            else found[0]
+        )
+
+    def _row(self, row: int) -> Expr:
+        return self.row_tile * self.kernel.tile.rows + row
+
+    def _finish(self, total: Expr, row: int, block: int, valid: int) -> None:
+        column = self.column_tile * self.kernel.tile_columns + block * LANES
+
+        def place(last: Expr) -> list[Expr]:
+            return [self._row(row), last]
+
+        result = apply_steps(
+            self.kernel.steps,
+            total + self.bias[ramp(column)],
+            self.operands,
+            lambda buffer: load_lanes(buffer, place, column, valid),
+            lambda buffer: buffer[ramp(column)],
+        )
+        store_lanes(self.y, place, column, result, valid)
+
+
+class _Sums:
+    """Sums of a tile in registers: splits times rows times vectors."""
+
+    def __init__(self, rows: int, vectors: int, splits: int, lanes: int) -> None:
+        self.rows, self.vectors, self.splits, self.lanes = rows, vectors, splits, lanes
+        self.numbers = local(splits * rows * vectors * lanes)
+        for split in range(splits):
+            for row in range(rows):
+                for vector in range(vectors):
+                    store(self.numbers, [self._at(split, row, vector)], number(0.0, lanes))
+
+    def _at(self, split: int, row: int, vector: int) -> Expr:
+        return ramp(((split * self.rows + row) * self.vectors + vector) * self.lanes, self.lanes)
+
+    def add(self, place: int, row: int, vector: int, product: Expr) -> None:
+        """Add to the sum that products of a place in words go to."""
+        at = self._at(place % self.splits, row, vector)
+        store(self.numbers, [at], self.numbers[at] + product)
+
+    def block_total(self, row: int, block: int) -> Expr:
+        """The sums of sixteen columns."""
+        total = local(LANES)
+        for part in range(LANES // self.lanes):
+            vector = block * (LANES // self.lanes) + part
+            parts = [self.numbers[self._at(s, row, vector)] for s in range(self.splits)]
+            store(total, [ramp(part * self.lanes, self.lanes)], sum(parts[1:], parts[0]))
+        return total[ramp(0)]
+
+
+def _permute(tables: list[Expr], index: Expr, lanes: int) -> list[Expr]:
+    """What the lowest bits of indices choose from each table or pair of tables."""
+    if lanes != LANES:
+        return [_intrinsic("llvm.x86.avx2.permps", table, index, lanes=lanes) for table in tables]
+    if len(tables) == 1:
+        return [_intrinsic("llvm.x86.avx512.permvar.sf.512", tables[0], index, lanes=lanes)]
+    pairs = zip(tables[::2], tables[1::2], strict=True)
+    name = "llvm.x86.avx512.vpermi2var.ps.512"
+    return [_intrinsic(name, low, index, high, lanes=lanes) for low, high in pairs]
+
+
+def _intrinsic(name: str, *arguments: Expr, lanes: int) -> Expr:
+    return T.call_llvm_pure_intrin(f"float32x{lanes}", name, *arguments)
+
+
+def _is_set(word: Expr, bit: int) -> Expr:
+    """In which lanes a bit is set."""
+    mask = int(np.uint32(1 << bit).view(np.int32))
+    lanes = vm.lanes_of(word)
+    return T.bitwise_and(word, splat(T.int32(mask), lanes)) != splat(T.int32(0), lanes)
+
+
+def codebook_tile_options(
+    form: TableForm, rows: int, columns: int, registers: int
+) -> list[MatrixTile]:
+    """Tiles whose sums fit the registers, cheapest first by the cost model.
+
+    Args:
+        form: indices and table.
+        rows: M.
+        columns: N.
+        registers: vectors of 16 floats that registers hold: table, words and sums.
+    """
+    free = registers - ceil_div(form.tables * form.lanes, LANES)
+    tiles = set()
+    for count in range(1, max(1, min(8, blocks(columns), free // 2)) + 1):
+        most = max(1, (free - count) // count)
+        height = ceil_div(rows, ceil_div(rows, most))
+        splits = [s for s in (1, 2, 4) if s * height <= most] or [1]
+        tiles |= {MatrixTile(height, count, s) for s in splits}
+    return sorted(tiles, key=lambda tile: (_tile_cost(form, tile, rows), repr(tile)))
+
+
+def choose_codebook_tile(form: TableForm, rows: int, columns: int, registers: int) -> MatrixTile:
+    """The cheapest of `codebook_tile_options`."""
+    return codebook_tile_options(form, rows, columns, registers)[0]
+
+
+def _tile_cost(form: TableForm, tile: MatrixTile, rows: int) -> float:
+    """Cycles of an input per result: look-ups, sums, latency of few sums, input values."""
+    look_up = 1 + form.look_ups + form.zero_bit
+    latency = 4.0 / tile.splits
+    cycles = max(latency, tile.column_blocks * (look_up + tile.rows)) + 0.5 * tile.rows
+    return (cycles + 0.1 * tile.splits) * ceil_div(rows, tile.rows) / tile.column_blocks
