@@ -1,6 +1,8 @@
 """Graphs as JSON, for files and hashes."""
 
+import re
 from collections.abc import Callable, Mapping
+from keyword import iskeyword
 from typing import Any
 
 import torch
@@ -16,6 +18,11 @@ _TORCH_VALUES: dict[str, type[object]] = {
     "memory_format": torch.memory_format,
     "layout": torch.layout,
 }
+
+_OPERATIONS = ("placeholder", "get_attr", "call_function", "output")
+
+_UNQUOTABLE = re.compile(r"""["'\\\x00-\x1f\x7f]""")
+"""What cannot stand between quotation marks."""
 
 
 def encode_graph(graph: fx.Graph) -> list[Json]:
@@ -73,6 +80,7 @@ def _decode_node(
         args = tuple(_decode(value, made) for value in _as_list(description["args"]))
         kwargs = _decode({"dict": description["kwargs"]}, made)
         carried = [decode_annotation(item) for item in _as_list(description["annotations"])]
+        _check_source(op, text, kwargs)
         target = find_target(text) if op == "call_function" else text
         node = graph.create_node(op, target, args, kwargs, name=name)
     except (KeyError, TypeError, ValueError, AssertionError, AttributeError) as error:
@@ -82,6 +90,26 @@ def _decode_node(
     for annotation in carried:
         annotate(node, annotation)
     return node
+
+
+def _check_source(op: str, target: str, names: Mapping[str, Any]) -> None:
+    """Refuse texts that are no names: PyTorch makes the source of a function from them."""
+    if op not in _OPERATIONS:
+        raise ValueError(f"expected one of {', '.join(_OPERATIONS)}, got {op!r}")
+    if op == "placeholder" and not _is_name(target):
+        raise ValueError(f"{target!r} is no name of an input")
+    parts = target.split(".")
+    if op == "get_attr" and (
+        _UNQUOTABLE.search(target) or "" in parts or any(map(iskeyword, parts))
+    ):
+        raise ValueError(f"{target!r} is no name of a weight")
+    for name in names:
+        if not _is_name(name):
+            raise ValueError(f"{name!r} is no name of an argument")
+
+
+def _is_name(text: str) -> bool:
+    return text.isidentifier() and not iskeyword(text)
 
 
 def _as_list(value: Json) -> list[Json]:

@@ -345,12 +345,45 @@ def test_arguments_of_every_sort_come_back():
         {"op": "call_magic"},
         {"annotations": None},
         {"name": "not a name"},
+        {"target": None},
+        {"target": "lambda"},
+        {"kwargs": {"if": 1}},
+        {"op": "get_attr", "target": "0..weight"},
+        {"op": "get_attr", "target": "layer.class"},
+        {"op": "get_attr", "target": "tab\t"},
+        {"op": "call_module"},
+        {"op": "call_method"},
     ],
 )
 def test_malformed_nodes(change):
     node = {"name": "a", "target": "a", "args": [], "kwargs": {}, "annotations": []}
     with pytest.raises(ArtifactError, match=r"^graph: "):
         decode_graph([{"op": "placeholder"} | node | change])
+
+
+def test_texts_of_a_file_are_never_run(saved, tmp_path):
+    """PyTorch compiles source that it makes of a graph's texts: only names may get there."""
+    trace = tmp_path / "trace"
+    order = f"open({str(trace)!r}, 'w')"
+    attacks = [
+        ("placeholder", {"target": f"x={order}"}),
+        ("placeholder", {"target": f"x: {order}"}),
+        ("get_attr", {"target": f'0") or {order} or getattr(self, "0'}),
+        ("get_attr", {"target": f"0\n    {order}\n"}),
+        ("call_function", {"kwargs": {f"x={order}, y": 1}}),
+        ("call_function", {"name": f"y = {order}"}),
+    ]
+    intact = saved.read_bytes()
+    for op, change in attacks:
+        saved.write_bytes(intact)
+
+        def attack(header, op=op, change=change):
+            next(node for node in header["graph"] if node["op"] == op).update(change)
+
+        _rewrite_header(saved, attack)
+        with pytest.raises(ArtifactError, match="graph: "):
+            load_program(saved)
+        assert not trace.exists()
 
 
 def test_names_with_suffixes_come_back():
