@@ -125,6 +125,7 @@ def _prune(
     result = shohin.optimize(
         program,
         goal.passes,
+        calibration=images.calibration(goal.calibration, seed),
         train=trainer(recipe, goal.retraining, images, seed),
         seed=seed,
         workdir=_folder(recipe.network, seed) / f"{name}.rounds",

@@ -103,6 +103,13 @@ class Images:
     training: Augmented
     validation: tuple[Tensor, Tensor]
 
+    def calibration(self, count: int, seed: int) -> list[tuple[Tensor]]:
+        """So many training images, neither shifted nor mirrored, in batches."""
+        images = self.training.images
+        images = images.flatten(1) if self.training.flat else images
+        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
+        return [(images[part],) for part in drawn.split(64) if part.numel()]
+
 
 def load_images(name: str, batch: int, shift: int, mirror: bool) -> Images:
     """The training set of a pretrained net, split in two; the same split for every seed."""

@@ -23,6 +23,7 @@ class Goal:
         retraining: of every round.
         least: times fewer parameters, biases and normalisations included.
         most: percent of test images that may be wrong; above the baseline's where `relative`.
+        calibration: training images, as they are, that the pipeline may look at.
     """
 
     passes: str
@@ -30,6 +31,7 @@ class Goal:
     least: float
     most: float
     relative: bool = False
+    calibration: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +121,18 @@ _RESNET_20 = Recipe(
     images="resnet-20-cifar10jpeg",
     pretrained="resnet-20-cifar10jpeg",
     from_baseline=False,
-    baseline=Training(epochs=24, learning_rate=0.05, weight_decay=1e-4),
+    baseline=Training(epochs=8, learning_rate=0.01, weight_decay=1e-4),
     precision="bfloat16",
     shift=4,
     mirror=True,
     goals={
         "5x": Goal(
-            passes="prune{density=0.185 scope=global rounds=2}, remove-dead",
-            retraining=Training(epochs=12, learning_rate=0.05, weight_decay=1e-4),
+            passes="prune{method=obs density=0.185 scope=global}, remove-dead",
+            retraining=Training(epochs=8, learning_rate=0.01, weight_decay=1e-4),
             least=5,
             most=0.5,
             relative=True,
+            calibration=1024,
         ),
     },
 )
