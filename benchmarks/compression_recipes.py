@@ -32,7 +32,7 @@ class Compression:
     paper: str = ""
 
 
-_TUNING = Training(epochs=2, learning_rate=0.002, weight_decay=0.0)
+_TUNING = Training(epochs=2, learning_rate=0.05, weight_decay=0.0)
 
 COMPRESSIONS = {
     "lenet-300-100": Compression(
@@ -66,7 +66,7 @@ COMPRESSIONS = {
         network="vgg-9",
         pruned="5x",
         passes="share-weights{bits=3}, entropy-code",
-        tuning=Training(epochs=1, learning_rate=0.002, weight_decay=0.0),
+        tuning=Training(epochs=1, learning_rate=0.01, weight_decay=0.0),
         least=30,
         most_error=0.3,
         relative=True,
@@ -75,7 +75,7 @@ COMPRESSIONS = {
         network="resnet-20",
         pruned="5x",
         passes="share-weights{bits=4}, entropy-code",
-        tuning=Training(epochs=2, learning_rate=0.005, weight_decay=0.0),
+        tuning=Training(epochs=2, learning_rate=0.01, weight_decay=0.0),
         least=12,
         most_error=0.3,
         relative=True,

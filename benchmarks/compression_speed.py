@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from compression_tables import layer_table
+from numpy.typing import NDArray
 from pruning_speed import HAN_ALEXNET
 from tables import Table, save
 
 import shohin
 from shohin import zoo
 from shohin.backends.tvm.binary import Binary
+from shohin.ir.codebook import Codebook
+from shohin.ir.coding import coded_bytes, entropy_bits
+from shohin.ir.encodings import Encoding, Sparse
+from shohin.ir.gaps import gap_codes
 from shohin.ir.program import Program, weight_names
 from shohin.ir.serialise import ProgramFile
 from shohin.passes.sharing.clusters import cluster
@@ -70,17 +75,14 @@ def measure_alexnet() -> None:
     table.add("decoded single precision, MB/s a core", f"{row['megabytes_per_second']:.0f}", "")
     near = Table(
         "Coded size above the entropy of symbols, weights above 10,000 elements",
-        ("weight", "stream", "coder", "entropy bytes", "coded bytes", "above %"),
+        ("weight", "stream", "entropy bytes", "ANS bytes", "above %", "Huffman bytes", "above %"),
     )
     for one in closeness:
-        near.add(
-            one["weight"],
-            one["stream"],
-            one["coder"],
-            f"{one['entropy']:,.0f}",
-            f"{one['bytes']:,}",
-            f"{100 * (one['bytes'] / one['entropy'] - 1):.2f}",
-        )
+        cells = [f"{one['entropy']:,.0f}"]
+        for coder in ("ans", "huffman"):
+            above = 100 * (one[coder] / one["entropy"] - 1)
+            cells += [f"{one[coder]:,}", f"{above:.2f}"]
+        near.add(one["weight"], one["stream"], *cells)
     save("compression_alexnet", [row, *closeness], [table, layers, near])
 
 
@@ -163,24 +165,29 @@ def _creations(file: Path) -> Iterator[float]:
 
 
 def _closeness(path: Path) -> Iterator[dict[str, Any]]:
-    """Coded bytes and the entropy of each stream, tables included."""
-    from shohin.passes.entropy_code import stream_figures
-
+    """Bytes of each stream in both coders, tables included, and its entropy."""
     with ProgramFile(path) as file:
         for name in file.sizes:
             encoding = file.encoding(name)
-            if encoding.parameters() <= _ENTROPY_WEIGHTS:
-                continue
-            figures = stream_figures(encoding)
-            for part in ("gap", "index"):
-                if f"{part}_entropy_bytes" in figures:
+            if encoding.parameters() > _ENTROPY_WEIGHTS:
+                for stream, symbols, alphabet in _symbols(encoding):
                     yield {
                         "weight": name,
-                        "stream": part,
-                        "coder": figures[f"{part}_coder"],
-                        "entropy": figures[f"{part}_entropy_bytes"],
-                        "bytes": figures[f"{part}_bytes"] + figures[f"{part}_table_bytes"],
+                        "stream": stream,
+                        "entropy": entropy_bits(np.bincount(symbols)) / 8,
+                        "ans": coded_bytes(symbols, alphabet, "ans"),
+                        "huffman": coded_bytes(symbols, alphabet, "huffman"),
                     }
+
+
+def _symbols(encoding: Encoding) -> Iterator[tuple[str, NDArray[np.uint8], int]]:
+    """The gaps and the indices of a weight, each with the size of its alphabet."""
+    if isinstance(encoding, Sparse):
+        codes = gap_codes(encoding.mask, encoding.gap_bits).astype(np.uint8)
+        yield "gaps", codes, 1 << encoding.gap_bits
+        encoding = encoding.values
+    if isinstance(encoding, Codebook):
+        yield "indices", encoding.indices.reshape(-1).numpy(), encoding.centroids.numel()
 
 
 def _interleaved(commands: dict[str, list[str]]) -> dict[str, float]:

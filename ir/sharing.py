@@ -18,6 +18,10 @@ class Shared(nn.Module):
     """Parametrisation that makes a weight of its centroids; assignments are fixed.
 
     The gradient of a centroid is the sum of those of its elements (Deep Compression, section 3.3).
+    What the optimiser sees is the centroid times about the square root of their number `n`: a step
+    of gradient descent then moves a centroid by the mean of what it would have moved its elements,
+    the nearest that they can come to it together, and a learning rate that suits weights suits
+    centroids, however large the layer is. The factor is a power of two, so that nothing is rounded.
 
     Args:
         indices: uint8 ``[n]``, which centroid each kept element is.
@@ -31,21 +35,29 @@ class Shared(nn.Module):
     ) -> None:
         super().__init__()
         self.indices = indices.reshape(-1).int()
-        self.start = centroids.detach().clone()
+        counts = torch.bincount(self.indices, minlength=centroids.numel()).clamp_min(1)
+        self.scale = torch.exp2((counts.double().log2() / 2).round()).to(centroids.dtype)
+        self.start = centroids.detach() * self.scale
+        self.parameter = self.start
         self.shape = shape
         self.mask = mask
         self.finished = False
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The centroids, which the optimiser sees in place of the weight."""
+        """The scaled centroids, which the optimiser sees in place of the weight."""
         return self.start
 
-    def forward(self, centroids: Tensor) -> Tensor:
+    @property
+    def centroids(self) -> Tensor:
+        """The centroids as they are now."""
+        return self.parameter.detach() / self.scale
+
+    def forward(self, scaled: Tensor) -> Tensor:
         """The dense weight."""
         if self.finished:
             # Under another name, the tied weight was brought back to its dense form already.
-            return centroids
-        found: Tensor = _Lookup.apply(centroids, self)  # type: ignore[no-untyped-call]
+            return scaled
+        found: Tensor = _Lookup.apply(scaled / self.scale, self)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -76,7 +88,7 @@ def codebook_of(encoding: Encoding) -> Codebook | None:
 
 
 @contextmanager
-def shared(module: nn.Module, encodings: Mapping[str, Encoding]) -> Iterator[dict[str, Tensor]]:
+def shared(module: nn.Module, encodings: Mapping[str, Encoding]) -> Iterator[dict[str, Shared]]:
     """Let the centroids of weights stand for the weights, by parametrisations.
 
     Afterwards, after an error too, the parametrisations are gone, and the parameters are the same
@@ -87,20 +99,21 @@ def shared(module: nn.Module, encodings: Mapping[str, Encoding]) -> Iterator[dic
         encodings: by weight name, each with a codebook: of all its elements, or of the kept ones.
 
     Yields:
-        The centroids by weight name; they change as the module trains.
+        What makes each weight, by its name; its centroids change as the module trains.
 
     Raises:
         SpecError: when an encoding has no codebook.
     """
     holders: dict[int, Shared] = {}
-    centroids: dict[str, Tensor] = {}
+    by_name: dict[str, Shared] = {}
     with ExitStack() as stack:
         for name, encoding in encodings.items():
             weight = tensor_of(module, name)
             holder = holders.setdefault(id(weight), _holder(name, encoding))
             stack.enter_context(_dense_again(module, name, holder))
-            centroids[name] = weight
-        yield centroids
+            holder.parameter = weight
+            by_name[name] = holder
+        yield by_name
 
 
 def _holder(name: str, encoding: Encoding) -> Shared:

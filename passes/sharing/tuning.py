@@ -42,12 +42,12 @@ def tune_centroids(program: Program, context: Context) -> Program:
     try:
         with (
             trainable(program.module, masks=masks, frozen=[*fixed]),
-            shared(program.module, books) as centroids,
+            shared(program.module, books) as holders,
             torch.random.fork_rng(devices=[]),
         ):
             torch.manual_seed(context.seed)
             trainer_of(context, "centroids", 0)(program.module)
-            found = {name: one.detach().clone() for name, one in centroids.items()}
+            found = {name: holder.centroids for name, holder in holders.items()}
         check_trained(program, "training of centroids")
     except DivergedError:
         restore(program, before)

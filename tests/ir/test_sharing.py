@@ -33,10 +33,11 @@ def test_a_centroid_has_the_gradients_of_its_elements(make):
     module = program().module
     weight = module.get_parameter("0.weight")
     encoding = make(weight)
-    with shared(module, {"0.weight": encoding}) as centroids:
+    with shared(module, {"0.weight": encoding}) as holders:
         found = module(X)
         found.square().sum().backward()
-        summed = centroids["0.weight"].grad
+        holder = holders["0.weight"]
+        summed = holder.parameter.grad * holder.scale
         assert set(dict(module.named_parameters())) >= {"2.weight", "0.bias"}
     dense = encoding.materialise().requires_grad_()
     layers = dict(module.named_parameters())
@@ -54,12 +55,41 @@ def test_afterwards_the_parameter_is_the_same_and_dense():
     module = program().module
     weight = module.get_parameter("0.weight")
     encoding = book(weight)
-    with shared(module, {"0.weight": encoding}) as centroids, torch.no_grad():
-        centroids["0.weight"].mul_(3)
+    with shared(module, {"0.weight": encoding}) as holders, torch.no_grad():
+        holders["0.weight"].parameter.mul_(3)
     assert module.get_parameter("0.weight") is weight
     tripled = replace(encoding, centroids=3 * encoding.centroids)
     assert torch.equal(weight, tripled.materialise())
     assert not hasattr(module.get_submodule("0"), "parametrizations")
+
+
+@pytest.mark.parametrize("repeated", [1, 64, 5000])
+def test_a_step_moves_a_centroid_by_the_mean_of_its_elements_steps(repeated):
+    """So the learning rate that suits a weight suits its centroids, however many share one."""
+    indices = torch.tensor([0, 1] * repeated, dtype=torch.uint8)
+    encoding = Codebook(torch.tensor([0.1, -0.3]), indices)
+    module = nn.Module()
+    module.weight = nn.Parameter(encoding.materialise())
+    slopes = torch.linspace(-1, 2, 2 * repeated)
+    with shared(module, {"weight": encoding}) as holders:
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        (module.weight * slopes).sum().backward()
+        optimizer.step()
+        moved = holders["weight"].centroids - encoding.centroids
+    means = torch.stack([slopes[0::2].mean(), slopes[1::2].mean()])
+    # The factor is the nearest power of two: within sqrt(2) of the root, its square within 2.
+    ratio = moved / (-0.1 * means)
+    assert ((ratio >= 0.5 - 1e-3) & (ratio <= 2 + 1e-3)).all()
+
+
+def test_without_a_step_nothing_is_rounded():
+    module = program().module
+    weight = module.get_parameter("0.weight")
+    values = torch.rand(4, generator=torch.Generator().manual_seed(0)).sort().values
+    encoding = replace(book(weight), centroids=values)
+    with shared(module, {"0.weight": encoding}) as holders:
+        assert torch.equal(holders["0.weight"].centroids, values)
+    assert torch.equal(weight, encoding.materialise())
 
 
 def test_as_many_centroids_as_elements():
