@@ -14,6 +14,9 @@ from shohin.errors import SpecError
 from shohin.ir.coding import entropy_bits
 from shohin.ir.packing import MOST_BITS
 
+_TABLE_BITS = 4
+"""What a coder needs to describe a symbol's frequency."""
+
 
 def gaps_of(mask: Tensor) -> NDArray[np.int64]:
     """Zeros before each non-zero of a bool tensor, in row-major order."""
@@ -54,16 +57,15 @@ def codes_of(gaps: NDArray[np.int64], bits: int) -> NDArray[np.uint16]:
     return codes
 
 
-def likely_gap_bits(gaps: NDArray[np.int64], table_bits: int) -> list[int]:
+def likely_gap_bits(gaps: NDArray[np.int64]) -> list[int]:
     """Widths of at most 8 bits, the one that entropy coding likely makes the smallest first.
 
     Args:
         gaps: zeros before each non-zero.
-        table_bits: what a coder needs to describe a symbol's frequency.
     """
 
     def bits(width: int) -> float:
-        return entropy_bits(np.bincount(codes_of(gaps, width))) + (table_bits << width)
+        return entropy_bits(np.bincount(codes_of(gaps, width))) + (_TABLE_BITS << width)
 
     return sorted(range(1, 9), key=bits)
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import fx
 
 from shohin.ir.codebook import Codebook
-from shohin.ir.coding import Coder, entropy_bits, smallest_coder
+from shohin.ir.coding import Coder, encode_smallest, entropy_bits
 from shohin.ir.encodings import Encoding, Json, Sparse
 from shohin.ir.gaps import codes_of, gap_codes, gaps_of, likely_gap_bits
 from shohin.ir.program import Fact, Program, Stage, readers, tensor_of, tied_names
@@ -18,7 +18,6 @@ from shohin.passes.remarks import NodeCost, Reason
 
 _GAP_BITS = range(1, 9)
 _TRIED_WIDTHS = 3
-_TABLE_BITS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +91,7 @@ class EntropyCode(Pass):
     def _gaps(self, sparse: Sparse) -> tuple[int, Coder]:
         """Width and coder of the gaps."""
         gaps = gaps_of(sparse.mask)
-        likely = likely_gap_bits(gaps, _TABLE_BITS)[:_TRIED_WIDTHS]
+        likely = likely_gap_bits(gaps)[:_TRIED_WIDTHS]
         options = {
             width: self._smallest(codes_of(gaps, width).astype(np.uint8), 1 << width)
             for width in ([self.gap_bits] if self.gap_bits else likely)
@@ -107,7 +106,8 @@ class EntropyCode(Pass):
         """The coder that takes the fewest bytes, and how many."""
         coders: tuple[Coder, ...] = ("plain", "huffman", "ans")
         chosen = coders if self.coder == "auto" else ("plain", self.coder)
-        return smallest_coder(symbols, alphabet, chosen)
+        best, coded = encode_smallest(symbols, alphabet, chosen)
+        return best, sum(tensor.numel() for tensor in coded.values())
 
 
 def _weights(program: Program) -> Iterator[tuple[list[str], fx.Node]]:

@@ -5,9 +5,9 @@ from shohin.ir.coding.symbols import (
     Coder,
     coded_bytes,
     decode_symbols,
+    encode_smallest,
     encode_symbols,
     entropy_bits,
-    smallest_coder,
 )
 
 __all__ = [
@@ -15,7 +15,7 @@ __all__ = [
     "Coder",
     "coded_bytes",
     "decode_symbols",
+    "encode_smallest",
     "encode_symbols",
     "entropy_bits",
-    "smallest_coder",
 ]

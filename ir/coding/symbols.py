@@ -75,22 +75,22 @@ def decode_symbols(tensors: Mapping[str, Tensor], alphabet: int, coder: str, cou
 
 def coded_bytes(symbols: Bytes, alphabet: int, coder: Coder) -> int:
     """Size of what `encode_symbols` gives."""
-    return sum(tensor.numel() for tensor in encode_symbols(symbols, alphabet, coder).values())
+    return _size(encode_symbols(symbols, alphabet, coder))
 
 
-def smallest_coder(
+def encode_smallest(
     symbols: Bytes, alphabet: int, coders: Sequence[Coder] = CODERS
-) -> tuple[Coder, int]:
-    """The coder that takes the fewest bytes, the first of equals, and how many.
+) -> tuple[Coder, dict[str, Tensor]]:
+    """What `encode_symbols` gives in the coder that takes the fewest bytes, the first of equals.
 
     Args:
         symbols: uint8 ``[n]``, below `alphabet`.
         alphabet: number of different symbols there may be, 1 to 256.
         coders: those to choose from.
     """
-    sizes = {coder: coded_bytes(symbols, alphabet, coder) for coder in coders}
-    best = min(sizes, key=lambda coder: sizes[coder])
-    return best, sizes[best]
+    coded = {coder: encode_symbols(symbols, alphabet, coder) for coder in coders}
+    best = min(coders, key=lambda coder: _size(coded[coder]))
+    return best, coded[best]
 
 
 def entropy_bits(counts: NDArray[np.integer]) -> float:
@@ -102,3 +102,7 @@ def entropy_bits(counts: NDArray[np.integer]) -> float:
 
 def _width(alphabet: int) -> int:
     return max(1, (alphabet - 1).bit_length())
+
+
+def _size(coded: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in coded.values())

@@ -12,7 +12,7 @@ from torch import Tensor
 from shohin.ir.codebook import Codebook
 from shohin.ir.coding import entropy_bits
 from shohin.ir.encodings import Encoding, Sparse
-from shohin.ir.gaps import gap_codes
+from shohin.ir.gaps import codes_of, gaps_of
 from shohin.ir.program import Program, tensor_of
 from shohin.passes.analyses.operators import WeightedOperation
 from shohin.passes.pruning.candidates import Candidate
@@ -47,8 +47,8 @@ class Layer:
         """Entropy of the gaps between kept elements, in the width where it is least."""
         if self.held is None:
             return 0.0
-        codes = (gap_codes(self.held.mask, width) for width in range(1, 9))
-        return min(entropy_bits(np.bincount(numbers)) for numbers in codes)
+        gaps = gaps_of(self.held.mask)
+        return min(entropy_bits(np.bincount(codes_of(gaps, width))) for width in range(1, 9))
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from shohin.ir.container.varints import encode_varint
 
 _SOURCES = [str(Path(__file__).with_name("decode.c")), str(RUNTIME / "shohin_decode.c")]
 _FLAGS = ["-std=gnu11", "-DSHOHIN_NAME=fuzz", f"-I{RUNTIME}", "-pthread"]
+_FLAGS += ["-ftrivial-auto-var-init=pattern"]  # What is read before it is set, shows every time.
 ZIG = [sys.executable, "-m", "ziglang", "cc", "-O2", "-Wall", "-Wextra", "-Werror"]
 
 OK, DAMAGED = 0, 5

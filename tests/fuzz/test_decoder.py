@@ -18,6 +18,7 @@ from shohin.backends.tvm.kernels.list_layout import ListLayout
 from shohin.backends.tvm.weights import arrays
 from shohin.backends.tvm.weights.arrays import array_jobs, lists_job, raw_job, words_jobs
 from shohin.backends.tvm.weights.streams import gap_stream, stream
+from shohin.ir.coding import encode_symbols
 from shohin.ir.container.varints import encode_varint
 
 pytestmark = pytest.mark.skipif(
@@ -79,11 +80,14 @@ def test_large_arrays_are_cut_for_threads(
 
 
 @pytest.mark.parametrize("coder", ["plain", "huffman", "ans"])
-@pytest.mark.parametrize("count", [1, 2047, 2048, 2049, 7000])
+@pytest.mark.parametrize("count", [1, 2, 5, 40, 2047, 2048, 2049, 7000])
 def test_every_coder(
     decoder: Decoder, coder: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shohin.backends.tvm.weights.streams.smallest_coder", lambda *_: (coder, 0))
+    monkeypatch.setattr(
+        "shohin.backends.tvm.weights.streams.encode_smallest",
+        lambda symbols, alphabet: (coder, encode_symbols(symbols, alphabet, coder)),
+    )
     symbols = _weights(count, 200, 0.8, "uint8", count).astype(np.uint8)
     table = np.arange(256, dtype=np.uint8)[::-1]
     job = bytes([1]) + b"".join(map(encode_varint, (0, 1, 1))) + stream(symbols, 256)

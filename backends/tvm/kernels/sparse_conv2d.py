@@ -34,7 +34,7 @@ from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_para
 from shohin.backends.tvm.kernels.geometry import Geometry
 from shohin.backends.tvm.kernels.list_layout import PAIR_LISTS, ListLayout
 from shohin.backends.tvm.kernels.planes import Planes, cut, register_tiles
-from shohin.backends.tvm.kernels.sparse_lists import Arrangement, pack_lists, tap_places
+from shohin.backends.tvm.kernels.sparse_lists import pack_lists, tap_places
 
 _NEAR_CACHE = 24_000
 """Bytes of pixels that stay in a first level cache of 32 KiB beside weights and sums."""
@@ -212,17 +212,7 @@ class SparseConv2d(Kernel):
 
     def pack(self, weight: Array) -> dict[str, Array]:
         """Weights ``[O, C, KH, KW]`` as lists, by the names of parameters."""
-        return pack_lists(
-            weight,
-            Arrangement(
-                tap_places(self.geometry, self.source),
-                self.source.phases * self.source.plane,
-                self.tile.channels,
-                self.tile.filters,
-                self.groups,
-                self.narrow,
-            ),
-        )
+        return pack_lists(weight, self.layout, self.groups, self.narrow)
 
 
 def needed_planes(geometry: Geometry) -> Planes:

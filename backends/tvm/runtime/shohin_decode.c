@@ -233,6 +233,7 @@ static bool begin_stream(symbols *them) {
         them->sizes = take(&them->from, 2 * (them->chunks - 1));
         return them->from.good;
     default:
+        them->state = 0; /* what is left of a short stream is less than two words */
         refill_state(them);
         refill_state(them);
         return bytes_left(&them->from) % 4 == 0;

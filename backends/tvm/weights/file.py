@@ -11,7 +11,10 @@ from shohin.ir.container.varints import encode_varint
 
 
 def write_coded(constants: ConstantFile, path: Path, progress: Callable[[str], None]) -> int:
-    """Code all constants, the largest first, so that threads end at about the same time.
+    """Code all constants.
+
+    The largest come first, so that threads end at about the same time; but lists before all others,
+    since their jobs make other arrays as well, which must not be made twice.
 
     Args:
         constants: the packed arrays; their file is read, one array at a time.
@@ -21,7 +24,9 @@ def write_coded(constants: ConstantFile, path: Path, progress: Callable[[str], N
     Returns:
         Its size in bytes.
     """
-    stored = sorted(constants.arrays, key=lambda one: (-one.buffer.bytes, one.buffer.offset))
+    stored = sorted(
+        constants.arrays, key=lambda one: (not one.lists, -one.buffer.bytes, one.buffer.offset)
+    )
     made: set[int] = set()
     with path.open("wb") as file:
         for index, one in enumerate(stored):

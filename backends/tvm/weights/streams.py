@@ -8,11 +8,10 @@ of frequencies, and the coded bytes after their number. All but the frame is as 
 import numpy as np
 from numpy.typing import NDArray
 
-from shohin.ir.coding import CODERS, encode_symbols, smallest_coder
+from shohin.ir.coding import CODERS, encode_smallest
 from shohin.ir.container.varints import encode_varint
 from shohin.ir.gaps import codes_of, likely_gap_bits
 
-_TABLE_BITS = 4
 _TRIED_WIDTHS = 2
 
 
@@ -23,11 +22,10 @@ def stream(symbols: NDArray[np.uint8], alphabet: int) -> bytes:
         symbols: numbers below `alphabet`.
         alphabet: 1 to 256.
     """
-    coder, _ = smallest_coder(symbols, alphabet)
-    coded = {key: part.numpy() for key, part in encode_symbols(symbols, alphabet, coder).items()}
-    table = coded["table"].tobytes() if "table" in coded else b""
+    coder, coded = encode_smallest(symbols, alphabet)
+    table = coded["table"].numpy().tobytes() if "table" in coded else b""
     head = bytes([CODERS.index(coder)]) + encode_varint(alphabet) + encode_varint(symbols.size)
-    body = coded["stream"].tobytes()
+    body = coded["stream"].numpy().tobytes()
     return b"".join((head, table, encode_varint(len(body)), body))
 
 
@@ -39,7 +37,7 @@ def gap_stream(positions: NDArray[np.int64]) -> bytes:
     """
     gaps = np.diff(positions, prepend=-1) - 1
     options = []
-    for width in likely_gap_bits(gaps, _TABLE_BITS)[:_TRIED_WIDTHS]:
+    for width in likely_gap_bits(gaps)[:_TRIED_WIDTHS]:
         codes = codes_of(gaps, width).astype(np.uint8)
         options.append(bytes([width]) + stream(codes, 1 << width))
     return min(options, key=len)

@@ -13,9 +13,13 @@ import shohin
 from shohin.backends.tvm.binary import Binary
 from shohin.backends.tvm.compile import compile_program
 from shohin.backends.tvm.csource import CODED_FILE
+from shohin.backends.tvm.kernels.list_layout import ListLayout
+from shohin.backends.tvm.lowering.memory import ConstantFile
 from shohin.backends.tvm.target import CpuTarget
 from shohin.backends.tvm.trailer import append_trailer, read_trailer
+from shohin.backends.tvm.weights.file import write_coded
 from shohin.errors import ArtifactError, SpecError
+from shohin.ir.container.varints import Cursor
 from shohin.ir.program import Program
 
 _SMALL = "prune{density=0.1}, share-weights{bits=4}, entropy-code"
@@ -76,6 +80,20 @@ def test_they_take_about_as_much_as_in_the_program_file() -> None:
     encoded = sum(encoding.stored_bytes() for encoding in program.encodings.values())
     biases = sum(p.nbytes for p in program.module.parameters() if p.dim() == 1)
     assert coded.info.weight_bytes < 1.1 * (encoded + biases)
+
+
+def test_starts_of_lists_are_made_once(tmp_path: Path) -> None:
+    """Also where they take more bytes than the lists: two threads would write to one place."""
+    layout = ListLayout((0,), 1, 8)
+    distance, start = layout.arrays(np.array([3, 70, 200]), 32)
+    constants = ConstantFile(tmp_path / "constants.bin")
+    index = constants.add(lambda: distance.astype(np.uint16))
+    constants.mark_lists(index, constants.add(lambda: start.astype(np.int32)), layout)
+    coded = tmp_path / "coded.bin"
+    write_coded(constants, coded, lambda _: None)
+    jobs = Cursor(coded.read_bytes(), "jobs")
+    length = jobs.varint()
+    assert len(jobs.rest()) == length
 
 
 def test_every_form_of_binary_carries_them(tmp_path: Path) -> None:
