@@ -21,7 +21,7 @@ from shohin.errors import CaptureError, ShohinWarning, VerifyError
 from shohin.ir.export_errors import explain_failure, explain_specialisation
 from shohin.ir.functional import make_functional
 from shohin.ir.normalise import name_outputs, normalise, own_weights, specify_inputs
-from shohin.ir.program import Fact, Program, tensor_of, weight_names
+from shohin.ir.program import Fact, Program, single_bytes, tensor_of, weight_names
 from shohin.ir.shapes import fake_values
 
 Source: TypeAlias = nn.Module | ExportedProgram | str | PathLike[str]
@@ -89,7 +89,7 @@ def _to_program(exported: ExportedProgram, name: str) -> Program:
     facts = frozenset({Fact.FUNCTIONAL})
     program = Program(module, inputs, facts=facts, name=name, outputs=name_outputs(exported))
     _warn_of_non_finite(program)
-    return program
+    return replace(program, captured_bytes=_weight_bytes(program))
 
 
 _KEPT_METADATA = {"shohin", "nn_module_stack", "stack_trace"}
@@ -101,6 +101,13 @@ def _as_capture_error() -> Iterator[None]:
         yield
     except VerifyError as error:
         raise CaptureError(error.where, error.problem, error.hint) from error
+
+
+def _weight_bytes(program: Program) -> int:
+    """Bytes of all weights in single precision, tied ones once."""
+    weights = [tensor_of(program.module, name) for name in weight_names(program)]
+    own = {id(weight): weight for weight in weights}.values()
+    return sum(single_bytes(weight.dtype, weight.numel()) for weight in own)
 
 
 def _warn_of_non_finite(program: Program) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from shohin.ir.encodings import Dense, Encoding
 
 BATCH = "N"
+_SINGLE_BYTES = 4
 Dimension: TypeAlias = int | str
 
 
@@ -80,6 +81,8 @@ class Program:
         name: what the model is called in reports and generated files.
         outputs: names of the outputs, where the model gives them any; otherwise an output is
             called after the node that computes it.
+        captured_bytes: what the weights of the captured model take in single precision, those that
+            passes removed since then included; 0 where nobody knows.
     """
 
     module: fx.GraphModule
@@ -90,6 +93,7 @@ class Program:
     history: tuple[str, ...] = ()
     name: str = "model"
     outputs: tuple[str, ...] = ()
+    captured_bytes: int = 0
 
     @property
     def graph(self) -> fx.Graph:
@@ -210,6 +214,11 @@ def remove_unused_tensors(module: fx.GraphModule) -> list[str]:
         delattr(module.get_submodule(path), leaf)
     module.delete_all_unused_submodules()
     return dropped
+
+
+def single_bytes(dtype: torch.dtype, elements: int) -> int:
+    """Bytes of elements, floating-point ones in single precision."""
+    return elements * (_SINGLE_BYTES if dtype.is_floating_point else dtype.itemsize)
 
 
 def readers(program: Program, name: str) -> Iterator[fx.Node]:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeAlias
 import torch
 from torch import Tensor, fx, nn
 
-from shohin.errors import ArtifactError, ShohinError, SpecError
+from shohin.errors import ArtifactError, ShohinError, SpecError, near_name_hint
 from shohin.ir.container.sections import BROKEN, END, Section, SectionReader, SectionWriter
 from shohin.ir.container.tensors import decode_tensors, encode_tensors
 from shohin.ir.container.text import deflate, inflate
@@ -30,10 +30,21 @@ from shohin.ir.encodings import (
     decode,
     describe_encoding,
     encoded_tensors,
+    shape_of,
 )
 from shohin.ir.files import atomic_path
 from shohin.ir.graph_json import decode_graph, encode_graph
-from shohin.ir.program import Fact, InputSpec, Program, Stage, make_owner, tensor_of, weight_names
+from shohin.ir.program import (
+    BATCH,
+    Fact,
+    InputSpec,
+    Program,
+    Stage,
+    make_owner,
+    tensor_of,
+    weight_names,
+)
+from shohin.ir.verifier import verify
 from shohin.ir.versions import tool_versions
 
 HEADER, WEIGHT = "HEAD", "WGHT"
@@ -41,11 +52,15 @@ HEADER, WEIGHT = "HEAD", "WGHT"
 _Path: TypeAlias = str | PathLike[str]
 _VALUES = "values"
 _ALLOWANCE = 64 << 20
-_MOST_RATIO = 1 << 16
+_MOST_RATIO = 1 << 12
 """Bytes that weights may claim: so many anyhow, and so many for each byte of the file."""
 
 _CLAIM = 9
 """Bytes of memory for an element at most: its widest type and its place in a mask."""
+
+_MALFORMED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
+_VERIFIED = ("attributes", "well-formed", "known-kinds", "inputs", "output", "runnable")
+"""What checksums do not tell: a file may be whole, and its graph none."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,7 @@ class Header:
         inputs: one specification per input.
         tools: versions of what wrote the file, by name.
         extra: what the writer of the file added.
+        captured_bytes: as in `Program`.
     """
 
     version: int
@@ -71,6 +87,7 @@ class Header:
     inputs: tuple[InputSpec, ...]
     tools: Mapping[str, str]
     extra: Mapping[str, Json]
+    captured_bytes: int = 0
 
 
 def save_program(program: Program, path: _Path, extra: Mapping[str, Json] | None = None) -> None:
@@ -150,9 +167,9 @@ class ProgramFile:
         self._path = Path(path)
         self._file = _open(self._path)
         try:
-            self._reader = SectionReader(self._file, self._path)
-            self._weights = self._check_sections()
             with self._readable():
+                self._reader = SectionReader(self._file, self._path)
+                self._weights = self._check_sections()
                 self._body = _parse(self._reader.content(self._reader.sections[0]))
                 self._names = _stored_in(self._body)
                 self.header = _header(self._body, self._reader.version)
@@ -192,8 +209,11 @@ class ProgramFile:
         Raises:
             ArtifactError: when its section is corrupted, or there is no such weight.
         """
+        if self._file.closed:
+            raise ArtifactError(str(self._path), "was closed before this weight was read")
         if name not in self._names:
-            raise ArtifactError(f"{self._path}: weight '{name}'", "the file has none of that name")
+            where, hint = f"{self._path}: weight '{name}'", near_name_hint(name, self._names)
+            raise ArtifactError(where, "the file has none of that name", hint)
         ordinal = self._names.index(name)
         with self._readable(f"weight '{name}'"):
             found, tensors = decode_tensors(self._reader.content(self._weights[ordinal]))
@@ -217,7 +237,7 @@ class ProgramFile:
             module = fx.GraphModule(root, graph)
             module.train(False)
             header = self.header
-            return Program(
+            program = Program(
                 module=module,
                 inputs=header.inputs,
                 stage=header.stage,
@@ -226,7 +246,10 @@ class ProgramFile:
                 history=header.history,
                 name=header.name,
                 outputs=tuple(str(name) for name in body.get("outputs", ())),
+                captured_bytes=header.captured_bytes,
             )
+            verify(program, rules=_VERIFIED)
+            return program
 
     def _attach_weights(self) -> tuple[nn.Module, dict[str, Encoding]]:
         root, encodings = nn.Module(), dict[str, Encoding]()
@@ -256,8 +279,10 @@ class ProgramFile:
             if section.tag not in known and section.required:
                 problem = f"has a section '{section.tag}' that this version does not know"
                 raise ArtifactError(str(self._path), problem, "update shohin")
-        if self._reader.sections[0].tag != HEADER:
-            raise ArtifactError(str(self._path), "corrupted: it has no header", BROKEN)
+        headers = [section.tag == HEADER for section in self._reader.sections]
+        if not headers[0] or sum(headers) > 1:
+            problem = f"expected one header, and first, found {sum(headers)}"
+            raise ArtifactError(str(self._path), f"corrupted: {problem}", BROKEN)
         return tuple(one for one in self._reader.sections if one.tag == WEIGHT)
 
     def _check_weights(self) -> None:
@@ -281,13 +306,22 @@ class ProgramFile:
             raise ArtifactError(f"{where}: {error.where}", error.problem, error.hint) from error
         except ShohinError as error:
             raise ArtifactError(where, f"corrupted: {error}", BROKEN) from error
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except MemoryError as error:
+            raise ArtifactError(where, "needs more memory than there is") from error
+        except OSError as error:
+            raise ArtifactError(where, f"cannot be read: {error.strerror or error}") from error
+        except _MALFORMED as error:
             raise ArtifactError(where, f"malformed: {error!r}", BROKEN) from error
 
 
 def _open(path: Path) -> BinaryIO:
     try:
+        # Of pipes and devices, opening alone may never end.
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ArtifactError(str(path), "is no regular file")
         return path.open("rb")
+    except ValueError as error:
+        raise ArtifactError(repr(str(path)), f"is no name of a file: {error}") from error
     except FileNotFoundError as error:
         raise ArtifactError(str(path), "there is no such file") from error
     except IsADirectoryError as error:
@@ -313,6 +347,7 @@ def _header(body: Mapping[str, Any], version: int) -> Header:
         inputs=tuple(_decode_input(spec) for spec in body["inputs"]),
         tools={str(name): str(version) for name, version in body["tools"].items()},
         extra=dict(body["extra"]),
+        captured_bytes=int(body.get("captured_bytes", 0)),
     )
 
 
@@ -334,6 +369,8 @@ def _describe(program: Program) -> dict[str, Json]:
     }
     if program.outputs:
         body["outputs"] = [*program.outputs]
+    if program.captured_bytes:
+        body["captured_bytes"] = program.captured_bytes
     return body
 
 
@@ -372,12 +409,26 @@ def _content(ordinal: int, name: str, program: Program) -> Iterator[bytes | memo
 
 
 def _claim(described: object) -> int:
-    """Bytes that a weight takes in memory, as its description has it."""
-    attributes = described.get("attributes") if isinstance(described, dict) else {}
-    sizes = attributes.get("shape", []) if isinstance(attributes, dict) else []
-    if not isinstance(sizes, list) or not all(isinstance(size, int) for size in sizes):
-        raise SpecError("weights", f"expected a shape, got {sizes!r}")
-    return int(_CLAIM * math.prod(max(0, size) for size in sizes))
+    """Bytes that a weight takes in memory, as its description has it.
+
+    Raises:
+        SpecError: when the description claims more codes or inner elements than the weight has
+            elements.
+    """
+    if described is None:
+        return 0
+    if not isinstance(described, dict) or not isinstance(described.get("attributes"), dict):
+        raise SpecError("weights", f"expected how one is stored, got {described!r}")
+    attributes = described["attributes"]
+    inner = max(map(_claim, described.get("children", {}).values()), default=0)
+    if "shape" not in attributes:
+        return inner
+    count, codes = math.prod(shape_of(attributes)), attributes.get("codes", 0)
+    if not isinstance(codes, int) or not 0 <= codes <= count:
+        raise SpecError("weights", f"expected at most {count} codes, got {codes!r}")
+    if inner > _CLAIM * count:
+        raise SpecError("weights", f"expected at most {count} kept elements, got more")
+    return _CLAIM * count
 
 
 def _canonical(described: Mapping[str, Any]) -> str:
@@ -390,6 +441,9 @@ def _encode_input(spec: InputSpec) -> Json:
 
 
 def _decode_input(spec: Mapping[str, Any]) -> InputSpec:
+    sizes = spec["shape"]
+    if not all(size == BATCH or (type(size) is int and size >= 0) for size in sizes):
+        raise ValueError(f"expected sizes or '{BATCH}', got {sizes!r}")
     dtype = getattr(torch, str(spec["dtype"]))
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"unknown element type {spec['dtype']}")

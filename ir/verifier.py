@@ -1,6 +1,6 @@
 """The verifier: what holds for a program at each stage, one small rule each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,19 +56,20 @@ class Rule:
     stages: frozenset[Stage] = frozenset(Stage)
 
 
-def verify(program: Program, after: str = "") -> None:
+def verify(program: Program, after: str = "", rules: Collection[str] | None = None) -> None:
     """Check every rule of a program's stage; the first fault is an error.
 
     Args:
         program: the program.
         after: canonical text of the pass that made it, for the message.
+        rules: names of the rules to check; None for all.
 
     Raises:
         VerifyError: naming the pass, the rule, the node or weight, what was expected and what was
             found, with the lines of the graph around it.
     """
     for rule in RULES:
-        if program.stage in rule.stages:
+        if program.stage in rule.stages and (rules is None or rule.name in rules):
             for fault in rule.check(program):
                 raise _describe(program, rule, fault, after)
 

@@ -46,6 +46,20 @@ def test_steps_are_what_files_before_them_hold(files):
     assert coded["0.weight"].stored < coded["0.weight"].shared < coded["0.weight"].pruned
 
 
+def test_what_passes_removed_counts(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(200, 150), nn.ReLU(), nn.Linear(150, 10))
+    program = shohin.capture(network, (torch.ones(2, 200),))
+    text = "prune{granularity=channel densities={0.weight: 0.5}}, remove-dead, share-weights{bits=4}"
+    shohin.optimize(program, text, drift=False).save(tmp_path / "net.shohin")
+    found = waterfall(tmp_path / "net.shohin")
+    whole = 4 * (200 * 150 + 150 + 150 * 10 + 10)
+    assert found.totals[0] == program.captured_bytes == whole
+    assert found.removed == 4 * 75 * (200 + 1 + 10)
+    row = next(row for row in found.grid().rows if row[0] == "removed")
+    assert row[2] == f"{found.removed:,}"
+
+
 def test_a_table_of_it(files):
     grid = waterfall(files / "coded.shohin").grid()
     assert grid.columns == ("weight", "encoding", *(f">{step}" for step in STEPS), ">smaller")

@@ -7,11 +7,11 @@ from pathlib import Path
 from shohin.ir.codebook import Codebook
 from shohin.ir.encodings import Dense, Encoding, Sparse
 from shohin.ir.gaps import best_gap_bits
+from shohin.ir.program import single_bytes
 from shohin.ir.serialise import ProgramFile
 from shohin.tables import Grid
 
-STEPS = ("single precision", "pruned", "shared", "in the file")
-_FLOAT_BYTES = 4
+STEPS = ("as captured", "pruned", "shared", "in the file")
 _NAMED = 8
 
 
@@ -22,7 +22,7 @@ class Fall:
     Attributes:
         name: its name.
         encoding: how it is stored, in a few words.
-        original: bytes of its elements in single precision.
+        original: bytes of its elements, numbers with a fraction in single precision.
         pruned: bytes of the elements that are kept, and of their places.
         shared: bytes of the values that elements share, of indices and of places.
         stored: bytes that it takes in the file, coded, with its checksum.
@@ -49,17 +49,19 @@ class Waterfall:
         falls: one for each weight.
         frame: bytes of the file that belong to no weight: the header, the graph in it, the
             checksum of the whole.
+        removed: bytes of what the captured model had and passes removed.
     """
 
     falls: tuple[Fall, ...]
     frame: int
+    removed: int = 0
 
     @property
     def totals(self) -> tuple[int, int, int, int]:
         """Sums over the weights; the last is the size of the file."""
         sums = [sum(sizes) for sizes in zip(*(fall.steps for fall in self.falls), strict=True)]
         original, pruned, shared, stored = sums or [0, 0, 0, 0]
-        return original, pruned, shared, stored + self.frame
+        return original + self.removed, pruned, shared, stored + self.frame
 
     def grid(self) -> Grid:
         """It as a table."""
@@ -67,6 +69,8 @@ class Waterfall:
             (fall.name, fall.encoding, *(f"{size:,}" for size in fall.steps), _times(fall.steps))
             for fall in self.falls
         ]
+        if self.removed:
+            rows.append(("removed", "", f"{self.removed:,}", "", "", "", ""))
         rows.append(("header", "", "", "", "", f"{self.frame:,}", ""))
         footer = ("total", "", *(f"{size:,}" for size in self.totals), _times(self.totals))
         heads = tuple(f">{step}" for step in STEPS)
@@ -82,11 +86,13 @@ def waterfall(path: str | Path) -> Waterfall:
     """
     with ProgramFile(path) as file:
         falls = tuple(_fall(name, file.encoding(name), size) for name, size in file.sizes.items())
-    return Waterfall(falls, Path(path).stat().st_size - sum(fall.stored for fall in falls))
+        captured = file.header.captured_bytes
+    frame = Path(path).stat().st_size - sum(fall.stored for fall in falls)
+    return Waterfall(falls, frame, max(0, captured - sum(fall.original for fall in falls)))
 
 
 def _fall(name: str, encoding: Encoding, stored: int) -> Fall:
-    original = _FLOAT_BYTES * encoding.parameters()
+    original = single_bytes(encoding.dtype, encoding.parameters())
     pruned = original
     if isinstance(encoding, Sparse):
         kept = Dense(encoding.values.materialise().float())

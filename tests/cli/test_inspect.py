@@ -31,7 +31,7 @@ def test_bytes_of_a_compressed_program(shell, program, tmp_path) -> None:
     shohin.optimize(shohin.load(program), text).save(small)
     done = shell("inspect", small, "--plot", plot)
     assert done.code == 0, done.err
-    for head in ("single precision", "pruned", "shared", "in the file"):
+    for head in ("as captured", "pruned", "shared", "in the file"):
         assert head in done.out
     assert "<svg" in plot.read_text()
     found = shell("inspect", small, "--json").json()["bytes"]
@@ -75,7 +75,8 @@ def test_forms_that_cannot_be_loaded(shell, tmp_path) -> None:
 
 
 def test_what_cannot_be_shown(shell, library, program, tmp_path) -> None:
-    shell("inspect", library, "--text").fails(2, "has no graph to show")
+    shell("inspect", library, "--text").fails(2, "neither a graph nor")
+    shell("inspect", library, "--plot", "x.png").fails(2, "neither a graph nor")
     shell("inspect", program, "--steps").fails(2, "has no steps before it is compiled")
     shell("inspect", program, "--draw", "/nowhere/net.svg").fails(7, "there is no folder /nowhere")
     (tmp_path / "net.so").write_text("text")

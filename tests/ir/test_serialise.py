@@ -35,6 +35,7 @@ from shohin.ir import (
     verify,
     weight_names,
 )
+from shohin.ir.codebook import Codebook
 from shohin.ir.container.sections import SectionReader, SectionWriter
 from shohin.ir.container.text import deflate, inflate
 from shohin.ir.graph_json import decode_graph, encode_graph
@@ -452,3 +453,94 @@ def test_random_programs_come_back(program, tmp_path_factory):
     x = torch.randn(2, 3, 4)
     for one, two in zip(program.module(x), again.module(x), strict=True):
         assert same_bits(one, two)
+
+
+def _write_sections(path: Path, change: Any) -> None:
+    """Change the list of a program file's sections, all checksums put right."""
+    with path.open("rb") as file:
+        reader = SectionReader(file, path)
+        contents = [(section.tag, reader.content(section)) for section in reader.sections[:-1]]
+    change(contents)
+    with path.open("wb") as file:
+        writer = SectionWriter(file)
+        for tag, content in contents:
+            writer.section(tag, [content])
+        writer.end()
+
+
+def test_a_second_header_is_refused(saved):
+    _write_sections(saved, lambda contents: contents.insert(1, ("HEAD", b"junk")))
+    with pytest.raises(ArtifactError, match="expected one header, and first, found 2"):
+        load_program(saved)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda header: header["graph"].pop(), "expected one output node, found 0"),
+        (lambda header: header["graph"].clear(), "expected placeholders"),
+        (lambda header: header.update(inputs=[]), "expected placeholders"),
+        (lambda header: header["inputs"][0].update(shape="Nabc"), "expected sizes or 'N'"),
+        (lambda header: header["inputs"][0].update(shape=[{"a": 1}, None]), "expected sizes"),
+        (lambda header: header["inputs"][0].update(shape=["N", -3]), "expected sizes"),
+        (lambda header: header["inputs"][0].update(shape=["N", 5]), "expected a graph that runs"),
+        (lambda header: header["graph"][-1]["args"].append({"float": "0x1p99999"}), "malformed"),
+        (lambda header: header["graph"][-1]["args"].append({"complex": ["0x1p9999"] * 2}), "graph"),
+    ],
+)
+def test_whole_files_whose_graph_is_none_are_refused(saved, change, message):
+    _rewrite_header(saved, change)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        load_program(saved)
+    assert str(saved) in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["values", "codes"])
+@pytest.mark.parametrize("count", [10**6, 2**40, 2**100])
+def test_claims_are_compared_before_anything_is_decoded(program, tmp_path, path, count):
+    program = _sparsify(program, "conv1.weight")
+    weight = tensor_of(program.module, "conv1.weight").data
+    mask = weight != 0
+    weight[mask] = 1.0
+    indices = torch.zeros(int(mask.sum()), dtype=torch.uint8)
+    values = Codebook(torch.tensor([1.0, 2.0]), indices, "huffman")
+    encodings = {"conv1.weight": Sparse(mask, values)}
+    saved = tmp_path / "net.shohin"
+    save_program(replace(program, stage=Stage.ANNOTATED, encodings=encodings), saved)
+
+    def claim(header: Any) -> None:
+        described = header["encodings"]["conv1.weight"]
+        if path == "codes":
+            described["attributes"]["codes"] = count
+        else:
+            described["children"]["values"]["attributes"]["shape"] = [count]
+
+    _rewrite_header(saved, claim)
+    with pytest.raises(ArtifactError, match=f"expected at most {mask.numel()} "):
+        load_program(saved)
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ArtifactError, match="is no regular file"):
+            load_program(path)
+    with pytest.raises(ArtifactError, match="is no name of a file"):
+        load_program("a\0b")
+
+
+def test_what_the_system_refuses_to_read(saved, monkeypatch):
+    def read(self: SectionReader, place: int, count: int) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(SectionReader, "_read", read)
+    with pytest.raises(ArtifactError, match="cannot be read: Input/output error"):
+        load_program(saved)
+
+
+def test_files_that_are_closed_and_names_that_are_not_there(saved):
+    with ProgramFile(saved) as file:
+        with pytest.raises(ArtifactError, match="did you mean .*conv1.weight"):
+            file.tensor("conv1.weigth")
+    with pytest.raises(ArtifactError, match="was closed before"):
+        file.tensor("conv1.weight")

@@ -61,12 +61,16 @@ def inspect(
       shohin inspect net.shohin --plot bytes.png
     """  # noqa: D301 - \b keeps typer from joining the lines
     check_library(file)
-    if file.endswith(".so"):
-        if text or draw:
-            raise SpecError(file, "a compiled model has no graph to show", "inspect its .shohin")
-        _inspect_binary(file, steps, as_json)
-        return
-    if Path(file).is_file() and not Path(file).suffix:
+    library = file.endswith(".so")
+    if library or (Path(file).is_file() and not Path(file).suffix):
+        if text or draw or plot:
+            problem = "a compiled model has neither a graph nor steps of compression to show"
+            raise SpecError(file, problem, "inspect its .shohin")
+        if library:
+            _inspect_binary(file, steps, as_json)
+            return
+        if steps:
+            raise SpecError(file, "an executable shows no steps", "run it with --profile")
         _inspect_unopened(file, as_json)
         return
     if steps:
