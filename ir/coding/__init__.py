@@ -1,5 +1,6 @@
 """Entropy coding of small whole numbers: indices of codebooks, gaps between non-zeros."""
 
+from shohin.ir.coding.entropy import entropy_bits
 from shohin.ir.coding.symbols import (
     CODERS,
     Coder,
@@ -7,7 +8,6 @@ from shohin.ir.coding.symbols import (
     decode_symbols,
     encode_smallest,
     encode_symbols,
-    entropy_bits,
 )
 
 __all__ = [

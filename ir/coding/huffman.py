@@ -1,8 +1,8 @@
 """Canonical Huffman codes of at most 12 bits.
 
 Codes are numbered by length and then by symbol, so that their lengths say everything. The stream
-is cut into chunks of `CHUNK` symbols, each of which begins with a byte, so that they can be decoded
-side by side. A symbol that is the only one needs no stream at all.
+is cut into chunks, each of which begins with a byte, so that they can be decoded side by side. A
+symbol that is the only one needs no stream at all.
 """
 
 import heapq
@@ -70,8 +70,13 @@ def canonical_codes(lengths: Bytes) -> NDArray[np.uint16]:
     return codes
 
 
-def encode(symbols: Symbols, lengths: Bytes) -> Bytes:
+def encode(symbols: Symbols, lengths: Bytes, chunk: int = CHUNK) -> Bytes:
     """The codes of symbols one after the other, highest bit first.
+
+    Args:
+        symbols: numbers.
+        lengths: of their codes.
+        chunk: symbols in a chunk.
 
     Returns:
         The number of bytes of every chunk but the last in 16 bits, lowest byte first, and then the
@@ -80,7 +85,7 @@ def encode(symbols: Symbols, lengths: Bytes) -> Bytes:
     if np.count_nonzero(lengths) < 2:
         return np.zeros(0, np.uint8)
     codes = canonical_codes(lengths)
-    chunks = [_encode_chunk(part, codes, lengths) for part in _chunks(symbols)]
+    chunks = [_encode_chunk(part, codes, lengths) for part in _chunks(symbols, chunk)]
     sizes = np.array([len(chunk) for chunk in chunks[:-1]], "<u2")
     return np.concatenate([sizes.view(np.uint8), *chunks])
 
@@ -96,7 +101,7 @@ def _encode_chunk(symbols: Symbols, codes: NDArray[np.uint16], lengths: Bytes) -
     return np.packbits(bits)
 
 
-def decode(stream: Bytes, lengths: Bytes, count: int) -> Symbols:
+def decode(stream: Bytes, lengths: Bytes, count: int, chunk: int = CHUNK) -> Symbols:
     """The symbols that `encode` was given.
 
     Raises:
@@ -106,7 +111,7 @@ def decode(stream: Bytes, lengths: Bytes, count: int) -> Symbols:
     if used.size < 2 or count == 0:
         return _lone(stream, used, count)
     table = _Table.of(lengths)
-    head = 2 * (-(-count // CHUNK) - 1)
+    head = 2 * (-(-count // chunk) - 1)
     if stream.size < head:
         raise SpecError("huffman stream", f"expected {head} bytes of sizes, found {stream.size}")
     sizes = stream[:head].copy().view("<u2").astype(np.int64)
@@ -114,7 +119,7 @@ def decode(stream: Bytes, lengths: Bytes, count: int) -> Symbols:
     ends = np.concatenate([starts[1:], [stream.size]])
     if (ends < starts).any() or ends[-1] != stream.size:
         raise SpecError("huffman stream", f"chunks end after {stream.size} bytes")
-    return table.decode(stream, starts, ends, count)
+    return table.decode(stream, starts, ends, (count, chunk))
 
 
 def _lone(stream: Bytes, used: NDArray[np.intp], count: int) -> Symbols:
@@ -141,13 +146,18 @@ class _Table:
         return cls(np.repeat(order.astype(np.uint8), spans), np.repeat(lengths[order], spans))
 
     def decode(
-        self, stream: Bytes, starts: NDArray[np.int64], ends: NDArray[np.int64], count: int
+        self,
+        stream: Bytes,
+        starts: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        sizes: tuple[int, int],
     ) -> Symbols:
-        """All chunks in step, a symbol of each at a time."""
-        found = np.zeros((len(starts), CHUNK), np.uint8)
+        """All chunks in step, a symbol of each at a time; sizes are of the stream and a chunk."""
+        count, chunk = sizes
+        found = np.zeros((len(starts), chunk), np.uint8)
         padded = np.concatenate([stream, np.zeros(4, np.uint8)])
-        places, last = 8 * starts, count - CHUNK * (len(starts) - 1)
-        for index in range(CHUNK if len(starts) > 1 else last):
+        places, last = 8 * starts, count - chunk * (len(starts) - 1)
+        for index in range(chunk if len(starts) > 1 else last):
             if index == last:
                 places = places[:-1]
             windows = _window(padded, places)
@@ -170,6 +180,6 @@ def _window(stream: Bytes, places: NDArray[np.int64]) -> NDArray[np.int64]:
     return window
 
 
-def _chunks(symbols: Symbols) -> Iterator[Symbols]:
-    for start in range(0, len(symbols), CHUNK):
-        yield symbols[start : start + CHUNK]
+def _chunks(symbols: Symbols, chunk: int) -> Iterator[Symbols]:
+    for start in range(0, len(symbols), chunk):
+        yield symbols[start : start + chunk]

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shohin.errors import SpecError
-from shohin.ir.coding import ans, huffman
+from shohin.ir.coding import ans, groups
+from shohin.ir.coding.groups import width_of
 from shohin.ir.packing import pack_bits, unpack_bits
 
 Coder: TypeAlias = Literal["plain", "huffman", "ans"]
@@ -19,19 +20,30 @@ CODERS: tuple[Coder, ...] = get_args(Coder)
 Bytes: TypeAlias = NDArray[np.uint8]
 
 
+_LEVEL_BITS = 6
+
+
 @dataclass(frozen=True)
 class _Method:
-    """How a coder describes frequencies, and uses the description."""
+    """How a coder makes a table and a stream of symbols, and symbols of these."""
 
-    table_bits: int
-    describe: Callable[[NDArray[np.integer]], Bytes]
-    encode: Callable[[Bytes, Bytes], Bytes]
-    decode: Callable[[Bytes, Bytes, int], Bytes]
+    encode: Callable[[Bytes, int], tuple[Bytes, Bytes]]
+    decode: Callable[[Bytes, Bytes, int, int], Bytes]
+
+
+def _encode_ans(symbols: Bytes, alphabet: int) -> tuple[Bytes, Bytes]:
+    levels = ans.frequency_levels(np.bincount(symbols, minlength=alphabet))
+    return pack_bits(levels, _LEVEL_BITS), ans.encode(symbols, levels)
+
+
+def _decode_ans(table: Bytes, stream: Bytes, alphabet: int, count: int) -> Bytes:
+    levels = unpack_bits(table, _LEVEL_BITS, alphabet).astype(np.uint8)
+    return ans.decode(stream, levels, count)
 
 
 _METHODS: Mapping[str, _Method] = {
-    "huffman": _Method(4, huffman.code_lengths, huffman.encode, huffman.decode),
-    "ans": _Method(6, ans.frequency_levels, ans.encode, ans.decode),
+    "huffman": _Method(groups.encode, groups.decode),
+    "ans": _Method(_encode_ans, _decode_ans),
 }
 
 
@@ -47,13 +59,9 @@ def encode_symbols(symbols: Bytes, alphabet: int, coder: Coder) -> dict[str, Ten
         The ``stream``, and the ``table`` of frequencies unless the coder is plain.
     """
     if coder == "plain":
-        return {"stream": torch.from_numpy(pack_bits(symbols, _width(alphabet)))}
-    method = _METHODS[coder]
-    table = method.describe(np.bincount(symbols, minlength=alphabet))
-    return {
-        "table": torch.from_numpy(pack_bits(table, method.table_bits)),
-        "stream": torch.from_numpy(method.encode(symbols, table)),
-    }
+        return {"stream": torch.from_numpy(pack_bits(symbols, width_of(alphabet)))}
+    table, stream = _METHODS[coder].encode(symbols, alphabet)
+    return {"table": torch.from_numpy(table), "stream": torch.from_numpy(stream)}
 
 
 def decode_symbols(tensors: Mapping[str, Tensor], alphabet: int, coder: str, count: int) -> Bytes:
@@ -65,12 +73,10 @@ def decode_symbols(tensors: Mapping[str, Tensor], alphabet: int, coder: str, cou
     """
     stream = tensors["stream"].numpy()
     if coder == "plain":
-        return unpack_bits(stream, _width(alphabet), count).astype(np.uint8)
+        return unpack_bits(stream, width_of(alphabet), count).astype(np.uint8)
     if coder not in _METHODS:
         raise SpecError("coder", f"expected {', '.join(CODERS)}, got '{coder}'")
-    method = _METHODS[coder]
-    table = unpack_bits(tensors["table"].numpy(), method.table_bits, alphabet)
-    return method.decode(stream, table.astype(np.uint8), count)
+    return _METHODS[coder].decode(tensors["table"].numpy(), stream, alphabet, count)
 
 
 def coded_bytes(symbols: Bytes, alphabet: int, coder: Coder) -> int:
@@ -91,17 +97,6 @@ def encode_smallest(
     coded = {coder: encode_symbols(symbols, alphabet, coder) for coder in coders}
     best = min(coders, key=lambda coder: _size(coded[coder]))
     return best, coded[best]
-
-
-def entropy_bits(counts: NDArray[np.integer]) -> float:
-    """Bits that symbols of given frequencies need at least, all together."""
-    used = counts[counts > 0].astype(np.float64)
-    total = float(used.sum())
-    return float(-(used * np.log2(used / total)).sum()) if total else 0.0
-
-
-def _width(alphabet: int) -> int:
-    return max(1, (alphabet - 1).bit_length())
 
 
 def _size(coded: Mapping[str, Tensor]) -> int:

@@ -96,6 +96,39 @@ def test_every_coder(
     np.testing.assert_array_equal(found, table[symbols])
 
 
+@pytest.mark.parametrize("alphabet, rare", [(2, 0.02), (2, 0.3), (4, 0.05), (3, 0.05), (11, 0.02)])
+@pytest.mark.parametrize("count", [9, 2047, 2048, 2049, 7001])
+def test_symbols_that_share_codes(
+    decoder: Decoder, alphabet: int, rare: float, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "shohin.backends.tvm.weights.streams.encode_smallest",
+        lambda symbols, alphabet: ("huffman", encode_symbols(symbols, alphabet, "huffman")),
+    )
+    generator = np.random.default_rng(count)
+    symbols = np.where(generator.random(count) < rare, alphabet - 1, 0).astype(np.uint8)
+    symbols[0] = 1
+    table = np.arange(alphabet, dtype=np.uint8)[::-1]
+    job = bytes([1]) + b"".join(map(encode_varint, (0, 1, 1))) + stream(symbols, alphabet)
+    status, found = decoder.decode(framed(job + table.tobytes()), count)
+    assert status == OK
+    np.testing.assert_array_equal(found, table[symbols])
+    # More symbols share a code than 8 bits hold; symbols beyond the alphabet; no such coder.
+    place = 1 + 3
+    for method in (1 | 3 << 2 if alphabet > 2 else 1 | 4 << 2, 0 | 1 << 2, 2 | 1 << 2, 3):
+        other = job[:place] + bytes([method]) + job[place + 1 :]
+        assert decoder.decode(framed(other + table.tobytes()), count)[0] == DAMAGED
+
+
+@pytest.mark.parametrize("coder", [0, 1, 2])
+def test_streams_of_nothing(decoder: Decoder, coder: int) -> None:
+    table = bytes([1, 0][:coder])
+    empty = bytes([coder]) + encode_varint(2) + encode_varint(0) + table + encode_varint(0)
+    job = bytes([1]) + b"".join(map(encode_varint, (0, 1, 1))) + empty + bytes(2)
+    assert decoder.decode(framed(job), 0)[0] == OK
+    assert decoder.decode(framed(job[:-3] + encode_varint(1) + bytes(3)), 0)[0] == DAMAGED
+
+
 _layouts = st.builds(
     ListLayout,
     taps=st.lists(st.integers(0, 50), min_size=1, max_size=9, unique=True).map(tuple),

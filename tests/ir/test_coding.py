@@ -12,8 +12,10 @@ from shohin.ir.coding import (
     decode_symbols,
     encode_symbols,
     entropy_bits,
+    groups,
     huffman,
 )
+from shohin.ir.packing import pack_bits
 
 SKEWS = (0.0, 0.05, 0.3, 3.0)
 
@@ -51,6 +53,46 @@ def test_sizes_are_close_to_the_entropy(alphabet, skew):
     excess = (np.bincount(symbols).max() / symbols.size + 0.086) * symbols.size / 8
     size = coded_bytes(symbols, alphabet, "huffman")
     assert entropy < size < entropy + excess + 128 + 2 * 49
+
+
+@pytest.mark.parametrize("alphabet", [2, 3, 4, 11, 16])
+@pytest.mark.parametrize("rare", [0.02, 0.16])
+def test_huffman_codes_are_shared_where_one_symbol_would_need_less_than_a_bit(alphabet, rare):
+    generator = np.random.default_rng(0)
+    chosen = generator.random(60_000) < rare
+    symbols = np.where(chosen, generator.integers(1, alphabet, 60_000), 0).astype(np.uint8)
+    coded = encode_symbols(symbols, alphabet, "huffman")
+    size = groups.group_size(coded["table"].numel(), alphabet)
+    assert size > 1
+    entropy = entropy_bits(np.bincount(symbols)) / 8
+    # As above, for groups, whose most frequent one has no symbol but zeros; and a chunk's size and
+    # its last bits.
+    excess = ((1 - rare) ** size + 0.086) * 60_000 / size / 8
+    stream = coded["stream"].numel()
+    assert 0.98 * entropy < stream < entropy + excess + 3 * (60_000 // 2048 + 1)
+    assert stream < 0.7 * 60_000 / 8 or (alphabet, rare) != (2, 0.16)
+    assert np.array_equal(decode_symbols(coded, alphabet, "huffman", 60_000), symbols)
+
+
+def test_one_group_alone_is_not_coded_as_such():
+    symbols = np.tile(np.array([1, 0], np.uint8), 500)
+    coded = encode_symbols(symbols, 2, "huffman")
+    assert np.array_equal(decode_symbols(coded, 2, "huffman", 1000), symbols)
+    table = torch.from_numpy(np.eye(1, 128, 5, dtype=np.uint8)[0])
+    with pytest.raises(SpecError, match="expected two groups or more"):
+        decode_symbols({**coded, "table": table}, 2, "huffman", 1000)
+
+
+def test_groups_of_symbols_beyond_the_alphabet_are_refused():
+    lengths = np.zeros(16, np.uint8)
+    lengths[[0b0001, 0b0011]] = 1
+    parts = {"table": pack_bits(lengths, 4), "stream": np.array([0x40], np.uint8)}
+    tensors = {name: torch.from_numpy(part) for name, part in parts.items()}
+    assert decode_symbols(tensors, 4, "huffman", 4).tolist() == [1, 0, 3, 0]
+    with pytest.raises(SpecError, match="expected symbols below 3"):
+        decode_symbols(tensors, 3, "huffman", 4)
+    with pytest.raises(SpecError, match="9 bytes are none of 2 symbols"):
+        decode_symbols({**tensors, "table": torch.zeros(9, dtype=torch.uint8)}, 2, "huffman", 4)
 
 
 def test_known_huffman_lengths():

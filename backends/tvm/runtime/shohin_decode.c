@@ -38,6 +38,8 @@ enum {
     BATCH = 2048,
     HUFFMAN_BITS = 12,
     HUFFMAN_WINDOWS = 1 << HUFFMAN_BITS,
+    MOST_GROUP_LOG2 = 3, /* of the symbols that share a Huffman code */
+    CODER_BITS = 2,
     ANS_BITS = 24,
     /* The highest bits of a number that say about which symbol it is. */
     ANS_GUESS_BITS = 10,
@@ -122,6 +124,8 @@ static uint64_t packed_bytes(uint64_t count, unsigned bits) { return (count * bi
 typedef struct symbols {
     coder kind;
     unsigned alphabet;
+    unsigned entries; /* of the table: symbols, or groups of them */
+    unsigned group_log2;
     unsigned lone; /* the only symbol there is, or MOST_SYMBOLS */
     uint64_t left;
     uint64_t done;
@@ -143,7 +147,7 @@ typedef struct symbols {
 static bool make_huffman_table(symbols *them, const unsigned char *packed) {
     unsigned filled = 0, used = 0;
     for (unsigned length = 1; length <= HUFFMAN_BITS; ++length) {
-        for (unsigned symbol = 0; symbol < them->alphabet; ++symbol) {
+        for (unsigned symbol = 0; symbol < them->entries; ++symbol) {
             if (packed_number(packed, 4, symbol) != length) {
                 continue;
             }
@@ -158,12 +162,13 @@ static bool make_huffman_table(symbols *them, const unsigned char *packed) {
             them->lone = used++ == 0 ? symbol : MOST_SYMBOLS;
         }
     }
-    for (unsigned symbol = 0; symbol < them->alphabet; ++symbol) {
+    for (unsigned symbol = 0; symbol < them->entries; ++symbol) {
         if (packed_number(packed, 4, symbol) > HUFFMAN_BITS) {
             return false;
         }
     }
-    return used == 1 || filled == HUFFMAN_WINDOWS;
+    /* A group alone would have no stream, from which its symbols could come. */
+    return (used == 1 && them->group_log2 == 0) || filled == HUFFMAN_WINDOWS;
 }
 
 /* round(16 * 2^((level - 1) / 4)), in whole numbers: the same on every machine. */
@@ -233,8 +238,7 @@ static bool begin_stream(symbols *them) {
         them->sizes = take(&them->from, 2 * (them->chunks - 1));
         return them->from.good;
     default:
-        them->state = 0; /* what is left of a short stream is less than two words */
-        refill_state(them);
+        refill_state(them); /* of a short stream less than two words are left */
         refill_state(them);
         return bytes_left(&them->from) % 4 == 0;
     }
@@ -242,19 +246,28 @@ static bool begin_stream(symbols *them) {
 
 /* Reads what describes a stream, and takes its bytes. */
 static bool open_symbols(symbols *them, reader *from) {
-    them->kind = (coder)take_number(from, ANS);
+    const unsigned method = take_byte(from);
+    them->kind = (coder)(method & ((1u << CODER_BITS) - 1));
+    them->group_log2 = method >> CODER_BITS;
     them->alphabet = (unsigned)take_number(from, MOST_SYMBOLS);
     /* So many that their bits can be counted. */
     them->left = take_number(from, (uint64_t)1 << 48);
     them->done = 0;
+    them->state = 0;
     them->lone = MOST_SYMBOLS;
     them->bits = 1;
     while (1u << them->bits < them->alphabet) {
         ++them->bits;
     }
+    if (them->kind > ANS || them->group_log2 > (them->kind == HUFFMAN ? MOST_GROUP_LOG2 : 0u) ||
+        (them->group_log2 > 0 && them->bits << them->group_log2 > 8)) {
+        return false;
+    }
+    them->entries =
+        them->group_log2 == 0 ? them->alphabet : 1u << (them->bits << them->group_log2);
     const unsigned width = them->kind == HUFFMAN ? 4 : 6;
     const unsigned char *table =
-        them->kind == PLAIN ? NULL : take(from, packed_bytes(them->alphabet, width));
+        them->kind == PLAIN ? NULL : take(from, packed_bytes(them->entries, width));
     const uint64_t size = take_varint(from);
     them->from.at = take(from, size);
     them->from.good = from->good;
@@ -291,8 +304,23 @@ static uint64_t eight_bytes(const unsigned char *at) {
     return found;
 }
 
-/* One chunk, whose bits are read highest first. */
-static bool decode_huffman(symbols *them, unsigned char *into, size_t count) {
+/* Symbols of groups, each with its first symbol in the lowest bits. */
+static bool split_groups(const symbols *them, const unsigned char *groups, unsigned char *into,
+                         size_t count) {
+    const unsigned most = (1u << them->bits) - 1, last = (1u << them->group_log2) - 1;
+    for (size_t i = 0; i < count; ++i) {
+        const unsigned group = groups[i >> them->group_log2];
+        const unsigned symbol = group >> (i & last) * them->bits & most;
+        if (symbol >= them->alphabet) {
+            return false;
+        }
+        into[i] = (unsigned char)symbol;
+    }
+    return true;
+}
+
+/* The codes of one chunk, whose bits are read highest first. */
+static bool decode_codes(symbols *them, unsigned char *into, size_t count) {
     uint64_t size = bytes_left(&them->from);
     if (them->chunks > 1) {
         size = (uint64_t)them->sizes[0] | (uint64_t)them->sizes[1] << 8;
@@ -326,6 +354,16 @@ static bool decode_huffman(symbols *them, unsigned char *into, size_t count) {
         into[i] = (unsigned char)entry;
     }
     return true;
+}
+
+/* One chunk. */
+static bool decode_huffman(symbols *them, unsigned char *into, size_t count) {
+    if (them->group_log2 == 0) {
+        return decode_codes(them, into, count);
+    }
+    unsigned char groups[BATCH / 2];
+    const size_t codes = (count + (1u << them->group_log2) - 1) >> them->group_log2;
+    return decode_codes(them, groups, codes) && split_groups(them, groups, into, count);
 }
 
 static void decode_ans(symbols *them, unsigned char *into, size_t count) {

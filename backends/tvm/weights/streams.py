@@ -1,18 +1,21 @@
 """Symbols as the decoder in C reads them.
 
 A stream is a byte for the coder, varints for the alphabet and for the number of symbols, the table
-of frequencies, and the coded bytes after their number. All but the frame is as in a program file
-(docs/format.md).
+of frequencies, and the coded bytes after their number. The lowest 2 bits of the byte are the coder,
+those above the logarithm of how many symbols share a code. All but the frame is as in a program
+file (docs/format.md).
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shohin.ir.coding import CODERS, encode_smallest
+from shohin.ir.coding.groups import group_size
 from shohin.ir.container.varints import encode_varint
 from shohin.ir.gaps import codes_of, likely_gap_bits
 
 _TRIED_WIDTHS = 2
+_CODER_BITS = 2
 
 
 def stream(symbols: NDArray[np.uint8], alphabet: int) -> bytes:
@@ -24,7 +27,9 @@ def stream(symbols: NDArray[np.uint8], alphabet: int) -> bytes:
     """
     coder, coded = encode_smallest(symbols, alphabet)
     table = coded["table"].numpy().tobytes() if "table" in coded else b""
-    head = bytes([CODERS.index(coder)]) + encode_varint(alphabet) + encode_varint(symbols.size)
+    size = group_size(len(table), alphabet) if coder == "huffman" else 1
+    method = CODERS.index(coder) | (size.bit_length() - 1) << _CODER_BITS
+    head = bytes([method]) + encode_varint(alphabet) + encode_varint(symbols.size)
     body = coded["stream"].numpy().tobytes()
     return b"".join((head, table, encode_varint(len(body)), body))
 
