@@ -1,4 +1,7 @@
-"""Planning of convolutions with few weights: the sparse kernel where it is the faster one."""
+"""Planning of convolutions with few weights: the sparse kernel where it is the faster one.
+
+What changes of layout take before and after a layer belongs to its cost.
+"""
 
 import functools
 import math
@@ -39,8 +42,10 @@ def place_sparse_convolution(planner: Planner, op: Convolution, dense: Kernel) -
     weight = numpy_of(op.weight)
     kernel = planner.choose(_kernel(planner, op, weight), timed=True)
     moved = 0 if planner.has_planes(op.x, kernel.source) else op.x.elements
+    moved += planner.moved_for_readers(op.output, planes=True)
     sparse = kernel_cost(planner, kernel, moved)
-    comparison = Comparison(kernel_cost(planner, dense), sparse)
+    moved = planner.moved_for_readers(op.output, planes=False)
+    comparison = Comparison(kernel_cost(planner, dense, moved), sparse)
     planner.note(op.label, comparison.text())
     if not comparison.pays:
         return False

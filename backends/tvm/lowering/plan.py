@@ -19,6 +19,7 @@ from shohin.backends.tvm.lowering.operations import (
     Convolution,
     Operation,
     Operations,
+    Pooling,
     Value,
 )
 from shohin.backends.tvm.lowering.slices import Slice, find_slices
@@ -203,6 +204,24 @@ class Planner:
         """Whether a convolution with a sparse weight reads the image."""
         readers = self._readers.get(value, [])
         return any(isinstance(reader, Convolution) and reader.may_be_sparse for reader in readers)
+
+    def moved_for_readers(self, value: Value, *, planes: bool) -> int:
+        """Elements whose layout changes for the readers of an image.
+
+        Args:
+            value: the image.
+            planes: whether it is computed as planes.
+        """
+        moved = [0]
+        for reader in self._readers.get(value, []):
+            sparse = isinstance(reader, Convolution) and reader.may_be_sparse
+            if isinstance(reader, Concatenation) or (
+                isinstance(reader, Pooling) and (not planes or self.wants_planes(reader.output))
+            ):
+                moved.append(self.moved_for_readers(reader.output, planes=planes))
+            elif sparse != planes:
+                moved.append(value.elements)
+        return max(moved)
 
     def pooled_planes(self, value: Value) -> Planes | None:
         """The planes that an image exists as, where it has no other layout."""

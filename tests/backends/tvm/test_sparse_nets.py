@@ -15,6 +15,7 @@ from shohin.backends.tvm.compile import compile_program
 from shohin.backends.tvm.kernels.block_linear import BlockSparseLinear
 from shohin.backends.tvm.lowering.lower import PLACERS, select
 from shohin.backends.tvm.lowering.memory import ConstantFile
+from shohin.backends.tvm.lowering.operations import Convolution
 from shohin.backends.tvm.lowering.plan import Planner
 from shohin.backends.tvm.target import CpuTarget
 from shohin.backends.tvm.tuning.tuner import Tuner
@@ -191,6 +192,24 @@ def test_lists_are_packed_once_and_only_to_be_written(monkeypatch: pytest.Monkey
     assert not packed
     assert kernel_names(program, 1) == ["block_linear"]
     assert len(packed) == 1
+
+
+def test_changes_of_layout_for_readers_count() -> None:
+    module = net(
+        lambda s, x: s.c(s.b(functional.max_pool2d(s.a(x), 2))),
+        a=nn.Conv2d(16, 32, 3, padding=1),
+        b=nn.Conv2d(32, 48, 3, padding=1),
+        c=nn.Conv2d(48, 32, 3, groups=2),
+    )
+    operations = select(pruned(module, (16, 64, 64), batch=1, density=0.1), 1)
+    planner = Planner(Tuner(CpuTarget()), ConstantFile(None), PLACERS)
+    planner.plan(operations)
+    first, second, _ = [op for op in operations.operations if isinstance(op, Convolution)]
+    # The pool works in both layouts: what it leaves is a quarter, and is moved if it is not planes.
+    assert planner.moved_for_readers(first.output, planes=True) == 0
+    assert planner.moved_for_readers(first.output, planes=False) == 32 * 32 * 32
+    assert planner.moved_for_readers(second.output, planes=True) == 48 * 32 * 32
+    assert planner.moved_for_readers(second.output, planes=False) == 0
 
 
 def test_what_does_not_pay_stays_dense() -> None:
