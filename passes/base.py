@@ -148,10 +148,12 @@ class PassResult:
     Attributes:
         program: the rewritten program; the very same object when nothing was modified.
         modified: whether anything changed, so that cached analyses must be dropped.
+        failed: facts that the pass usually establishes and could not this time.
     """
 
     program: Program
     modified: bool
+    failed: frozenset[Fact] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -172,7 +172,8 @@ class DropIdentity(Pass):
     These are dropout in inference mode, aliases, copies, conversions to the same type, views to
     the same shape, windows of one element, padding by nothing, and arithmetic with a neutral
     constant. Adding 0 to floating-point numbers stays, for it turns -0.0 into 0.0. A copy that
-    changes the layout in memory stays, for a later view may depend on it. Before::
+    changes the layout in memory stays, for a later view may depend on it. Once dropout is gone no
+    later training has it: put this pass after prune and other passes that retrain. Before::
 
         %relu = aten.relu(%x)
         %dropout = aten.dropout(%relu, p=0.5, train=False)

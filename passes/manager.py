@@ -176,7 +176,7 @@ def _checked(outcome: object, current: Pass) -> PassResult:
 
 def _finished(event: PassEvent, outcome: PassResult) -> Program:
     current, result = event.current, outcome.program
-    facts = result.facts - current.invalidates | current.establishes
+    facts = result.facts - current.invalidates | current.establishes - outcome.failed
     history = (*event.program.history, format_pass(current))
     return replace(result, facts=facts, history=history)
 

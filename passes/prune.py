@@ -10,11 +10,11 @@ from shohin.passes.base import Context, Pass, PassResult
 from shohin.passes.pipeline import format_pass
 from shohin.passes.pruning.candidates import (
     Candidate,
+    all_names,
     check_patterns,
     find_candidates,
-    is_excluded,
-    obstacle,
-    value_for,
+    other_products,
+    value_for_names,
 )
 from shohin.passes.pruning.checks import (
     check_apart,
@@ -30,6 +30,7 @@ from shohin.passes.pruning.result import encoded, remark_layers
 from shohin.passes.pruning.rounds import Job, run_rounds
 from shohin.passes.pruning.targets import Figure, Target, allocate
 from shohin.passes.pruning.units import Units, parse_block, units_of
+from shohin.passes.pruning.usable import Limits, find_usable
 from shohin.passes.remarks import Reason
 
 _DENSITY = 0.1
@@ -42,9 +43,9 @@ class Prune(Pass):
     """Keep the weights of convolutions and linear maps that matter most and drop the others.
 
     Weights are ranked by magnitude (Han et al., arXiv 1506.02626), or by what calibration batches
-    say of them. Of `n` weights ``round(density * n)`` are kept; of equal ones the first are. A
-    weight that several operators share is pruned once; one that is sparse already only becomes
-    sparser, and no weight is emptied. Before::
+    say of them. Of `n` weights ``round(density * n)`` are kept, at least one; of equal ones the
+    first are. A weight that several operators share is pruned once, and goes by any of its names;
+    one that is sparse already only becomes sparser. Before::
 
         %linear = aten.linear(%x, @fc.weight, @fc.bias)
       weights
@@ -59,8 +60,9 @@ class Prune(Pass):
     Where a training function is given, what is left is retrained from its values, the dropped
     weights held at zero. In several rounds the densities go down geometrically, to exactly the
     wanted ones in the last. Batch normalisation and dropout train as in the model that was
-    captured. When the training diverges, a warning says so and the weights are those after the
-    last round that went well. Rounds are resumed after an interruption, like passes.
+    captured, as long as they are in the graph: put drop-identity, which takes dropout out, and
+    fold-bn after this pass. When the training diverges, a warning says so and the weights are those
+    after the last round that went well. Rounds are resumed after an interruption, like passes.
 
     Attributes:
         density: share of the weights to keep, above 0 and at most 1.
@@ -68,18 +70,23 @@ class Prune(Pass):
             pattern that matches wins over `first`, `last` and `density`.
         exclude: weight names or shell patterns to leave as they are.
         scope: ``layer`` keeps `density` of every weight tensor, ``global`` keeps `density` of all
-            of them together, so that layers of small weights lose more, and ``sensitivity``
-            chooses a density for every layer from measured curves, so that a target is met.
-            Weights with a density of their own are pruned by themselves in all three.
+            of them together, so that layers of small weights lose more, down to the largest unit
+            of each, and ``sensitivity`` chooses a density for every layer from curves, measured
+            by the chosen `granularity`, so that a target is met. Weights with a density of their
+            own are pruned by themselves in all three.
         method: ``magnitude``; ``obd``, the rise of the loss by the diagonal of its Hessian (LeCun
             et al. 1989); or ``obs``, layer after layer with the kept weights corrected for the
             dropped ones (Frantar and Alistarh 2022), for those who cannot retrain. The last two
-            need calibration batches.
+            need calibration batches. Weights that they cannot rank stay as they are: for ``obs``
+            all but those of conv2d and linear, for ``obd`` those before an operator whose second
+            derivatives it does not know.
         quality: instead of a density, keep what is at least this many standard deviations of the
             layer's weights from zero; with several rounds it rises in equal steps.
         granularity: what is kept or dropped as one: single elements, blocks, or whole output
-            channels; of `n` blocks or channels ``round(density * n)`` are kept, those of the
-            largest sums. Grouped convolutions are pruned by element only.
+            channels; of `n` blocks or channels ``round(density * n)`` are kept, at least one,
+            those of the largest mean magnitudes. Grouped convolutions are pruned by element only.
+            Channels that are outputs of the program, as a classifier's, stay, unless `densities`
+            has the very name of the weight.
         block: rows by columns of a block of the matrix ``[outputs, inputs * height * width]``.
         first: density of the first convolution or linear map; none to treat it like the others.
         last: density of the last one; none to treat it like the others.
@@ -89,6 +96,7 @@ class Prune(Pass):
             convolutions, ``conv-fc`` the other way round; ``none`` never trains.
         dropout: while retraining, let dropout shrink with the layer that it feeds, by the square
             root of the share of its connections that is left. The program's own ratios stay.
+            Does nothing to a program whose dropout drop-identity has taken out.
         damping: of ``obs``, how much the inputs' second moments are damped, relative to their
             mean diagonal.
         target_parameters: for the scope ``sensitivity``, the share of all convolution and linear
@@ -157,15 +165,19 @@ class Prune(Pass):
         Raises:
             SpecError: when a pattern matches no weight of a convolution or linear map, or the
                 context lacks what an option asks for.
-            PassError: when a target cannot be met.
+            PassError: when a target cannot be met, or an evaluation is not finite.
+            UnsupportedError: when the method can rank none of the weights.
         """
         self.check_context(context)
         layers = find_candidates(program)
-        names = [candidate.name for candidate in layers]
+        names = all_names(layers)
         check_patterns("prune densities", self.densities, names)
         check_patterns("prune exclude", self.exclude, names)
         context.analyses.get(cost, program)  # While its weights are still those of its encodings.
-        usable = [one for one in layers if self._is_usable(program, one, context)]
+        limits = Limits(self.method, self.granularity, self.exclude, self.densities)
+        usable = find_usable(program, layers, limits, context)
+        for node, detail in other_products(program):
+            context.skipped(node, Reason.NOT_APPLICABLE, detail)
         held = held_masks(program, layers)
         pools = self._pools(program, layers, usable, context)
         job = Job(
@@ -180,10 +192,11 @@ class Prune(Pass):
         )
         done = run_rounds(job)
         after = encoded(program, usable, done.masks)
-        pooled = job.ranking.candidates
-        remark_layers(program, after, pooled, held, done.masks, done.refused, context)
+        units = job.ranking.units
+        remark_layers(program, after, units, held, done.masks, done.refused, context)
         modified = bool(done.masks) or done.trained
-        return PassResult(after if modified else program, modified=modified)
+        failed = frozenset() if done.masks else self.establishes
+        return PassResult(after if modified else program, modified=modified, failed=failed)
 
     def _check_choices(self) -> None:
         check_choice("scope", self.scope, ("layer", "global", "sensitivity"))
@@ -230,17 +243,6 @@ class Prune(Pass):
         }
         return targets[figure]
 
-    def _is_usable(self, program: Program, candidate: Candidate, context: Context) -> bool:
-        if is_excluded(candidate, self.exclude, context):
-            return False
-        found = obstacle(program, candidate)
-        if found is None and candidate.grouped and self.granularity != "element":
-            detail = "grouped convolutions are pruned by element only"
-            found = Reason.NOT_APPLICABLE, detail
-        if found is not None:
-            context.skipped(candidate.node, *found)
-        return found is None
-
     def _pools(
         self,
         program: Program,
@@ -282,7 +284,7 @@ class Prune(Pass):
             ends[ordered[-1].name] = self.last
         if self.first is not None and ordered:
             ends[ordered[0].name] = self.first
-        given = {one.name: value_for(one.name, self.densities) for one in usable}
+        given = {one.name: value_for_names(one.spellings, self.densities) for one in usable}
         found = {name: ends.get(name) if own is None else own for name, own in given.items()}
         return {name: density for name, density in found.items() if density is not None}
 
@@ -291,4 +293,7 @@ class Prune(Pass):
         most = self._most(figure)
         if most is None:
             raise AssertionError("the figure was chosen because it is given")
-        return Target(figure, most, self.target, self.granularity, self.block)
+        by_magnitude = self.method == "magnitude" and self.rounds == 1
+        return Target(
+            figure, most, self.target, self.granularity, self.block, by_magnitude=by_magnitude
+        )

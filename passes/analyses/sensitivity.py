@@ -1,5 +1,6 @@
 """How sensitive a model is to the pruning of each of its layers (Han et al., arXiv 1506.02626)."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def measure_sensitivity(
 
     Raises:
         SpecError: when a density is out of range, a name matches no weight that can be pruned, or
-            `evaluate` gives no number.
+            `evaluate` gives no finite number.
         ArtifactError: when the file of points is malformed or cannot be written.
     """
     chosen = _check_densities(densities)
@@ -59,7 +60,7 @@ def measure_sensitivity(
     report = progress or _ignore
     total, done = 1 + len(targets) * len(chosen), 0
     report(done, total, "the whole model")
-    baseline = store.get(_WHOLE, "", lambda: _measure(evaluate, program.module))
+    baseline = store.get(_WHOLE, "", lambda: _measure(evaluate, program.module, "the whole"))
     curves = []
     for target in targets:
         points = []
@@ -96,7 +97,8 @@ def _point(
 
     def measure() -> float:
         with _pruned(target.weight, count):
-            return _measure(evaluate, program.module)
+            what = f"{target.name} at density {density:.4g}"
+            return _measure(evaluate, program.module, what)
 
     return store.get((target.name, density), target.node.name, measure)
 
@@ -124,13 +126,16 @@ def _largest(magnitudes: Tensor, count: int) -> Tensor:
     return mask.view(magnitudes.shape)
 
 
-def _measure(evaluate: Callable[[nn.Module], float], module: nn.Module) -> float:
+def _measure(evaluate: Callable[[nn.Module], float], module: nn.Module, what: str) -> float:
     found = evaluate(module)
     try:
-        return float(found)
+        number = float(found)
     except (TypeError, ValueError) as error:
         problem = f"expected it to return a number, got {type(found).__name__}"
         raise SpecError("evaluate", problem) from error
+    if not math.isfinite(number):
+        raise SpecError("evaluate", f"expected a finite number for {what}, got {number}")
+    return number
 
 
 def _check_densities(densities: Sequence[float]) -> tuple[float, ...]:

@@ -9,6 +9,7 @@ derivatives of `f` dropped (Gauss-Newton, Levenberg-Marquardt) and all mixed one
 Four kinds of operators make this cheap, since their squared Jacobian is a Jacobian again, and so
 one call of PyTorch's own backward: those that route elements (coefficients 0 and 1), those that
 are pointwise (diagonal), bilinear ones (squared operands), and averages (equal coefficients).
+Layer normalisation has a rule of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +51,9 @@ POINTWISE = _overloads(
     " add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Scalar mul.Tensor mul.Scalar div.Tensor"
     " div.Scalar maximum minimum where.self batch_norm"
 )
-BILINEAR = WEIGHTED | _overloads("mm bmm matmul")
+BILINEAR = WEIGHTED | _overloads("mm bmm matmul addmm baddbmm")
+_SCALED = _overloads("addmm baddbmm")
+NORMALISING = _overloads("layer_norm")
 AVERAGES = _overloads(
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d avg_pool2d mean mean.dim"
 )
@@ -103,12 +106,29 @@ def pull_back(call: Call, curvature: Parts) -> dict[fx.Node, Tensor]:
         return rule(call, curvature)
 
 
+def obstacle(node: fx.Node, wanted: tuple[fx.Node, ...]) -> UnsupportedError | None:
+    """The error of `pull_back` where a node has no rule; None where it has one.
+
+    Args:
+        node: a ``call_function`` node.
+        wanted: those of its arguments whose second derivatives are asked for.
+    """
+    try:
+        _rule_of(Call(node, {}, wanted))
+    except UnsupportedError as error:
+        return error
+    return None
+
+
 def _rule_of(call: Call) -> Rule:
     target = call.node.target
     if is_random(call.node) or argument(call.node, "training") is True:
         raise _unsupported(call.node, "it behaves as in training")
-    if target is _aten.batch_norm.default and call.wanted != (argument(call.node, "input"),):
+    normalises = target is _aten.batch_norm.default or target in NORMALISING
+    if normalises and call.wanted != (argument(call.node, "input"),):
         raise _unsupported(call.node, "its parameters are asked for")
+    if target in _SCALED and any(argument(call.node, one) != 1 for one in ("alpha", "beta")):
+        raise _unsupported(call.node, "it scales its operands")
     for operators, rule in _RULES:
         if target in operators:
             return rule
@@ -156,6 +176,26 @@ def _bilinear(call: Call, curvature: Parts) -> dict[fx.Node, Tensor]:
     return _backward(again, _wanted_values(again), curvature)
 
 
+def _normalise(call: Call, curvature: Parts) -> dict[fx.Node, Tensor]:
+    """Layer normalisation ``y = w a + b`` of rows of `n` elements, ``a = (x - mean) / deviation``.
+
+    With ``dy_i / dx_j = w_i / deviation (d_ij - (1 + a_i a_j) / n)`` the sum over `i` of its square
+    times `h_i` only needs three sums over each row.
+    """
+    (source,) = call.wanted
+    x = call.values[source].detach()
+    axes = tuple(range(-len(argument(call.node, "normalized_shape")), 0))
+    count = x[(0,) * (x.dim() - len(axes))].numel()
+    variance = x.var(axes, correction=0, keepdim=True) + argument(call.node, "eps")
+    a = (x - x.mean(axes, keepdim=True)) / variance.sqrt()
+    gain = argument(call.node, "weight")
+    scale = 1.0 if gain is None else call.values[gain].detach() ** 2
+    g = curvature[0] * scale / variance
+    zeroth, first, second = ((g * a**power).sum(axes, keepdim=True) for power in range(3))
+    spread = (zeroth + 2 * a * first + a**2 * second) / count**2
+    return {source: g * (1 - 2 * (1 + a**2) / count) + spread}
+
+
 def _average(call: Call, curvature: Parts) -> dict[fx.Node, Tensor]:
     (source,) = call.wanted
     coefficients = _coefficients(call.node, call.values[source], curvature[0])
@@ -197,4 +237,5 @@ _RULES: tuple[tuple[frozenset[Any], Rule], ...] = (
     (POINTWISE, _pointwise),
     (BILINEAR, _bilinear),
     (AVERAGES, _average),
+    (NORMALISING, _normalise),
 )

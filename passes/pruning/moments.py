@@ -34,7 +34,7 @@ class Moments:
     ones where the layer has a bias to correct, and `R` what the layer's responses lack to those
     wanted. With `coherence` the means of both over the positions of each example, `m` and `r`, are
     further columns, times the root of `coherence` and the number of positions. Products are of the
-    activations' precision, sums in float64.
+    activations' precision, but of float32 at least; sums are float64.
 
     Args:
         weight: the layer's weight, `[outputs, inputs / groups, ...]`.
@@ -73,7 +73,11 @@ class Moments:
             data: the layer's inputs.
             lack: what its responses to them lack, of their shape.
         """
-        images, lacks = unfolding.images(data), unfolding.responses(lack)
+        # Products of half precision make matrices that are not positive definite.
+        images, lacks = (
+            one.float() if one.dtype.itemsize < 4 else one
+            for one in (unfolding.images(data), unfolding.responses(lack))
+        )
         inputs = self.second.shape[0] * self.second.shape[1]
         step = max(1, _PIECE // (inputs * lacks.shape[-1]))
         for start in range(0, len(images), step):

@@ -14,7 +14,7 @@ from shohin.errors import InputError, PassError, SpecError, UnsupportedError
 from shohin.ir.program import Program, tensor_of, weight_names
 from shohin.passes.base import Batch, Progress
 from shohin.passes.patterns import argument
-from shohin.passes.pruning.curvature import Call, Parts, pull_back
+from shohin.passes.pruning.curvature import Call, Parts, obstacle, pull_back
 
 Loss: TypeAlias = Literal["cross-entropy", "squared-error"]
 
@@ -112,6 +112,64 @@ def saliencies(
     return {name: hessian[name] * weights[name] ** 2 / 2 for name in names}
 
 
+def unsupported_weights(
+    program: Program,
+    names: Iterable[str],
+    batches: Iterable[Batch],
+    *,
+    loss: Loss = "cross-entropy",
+) -> dict[str, UnsupportedError]:
+    """The weights for which `diagonal_hessian` fails, with its error, by name.
+
+    Args:
+        program: a program; not changed.
+        names: weights, by their names in the module.
+        batches: calibration batches, of which the first is read.
+        loss: what the outputs are trained for.
+    """
+    batch = next(iter(batches), None)
+    if batch is None:
+        return {}
+    floating = _floating_nodes(program, batch)
+    weights = _weight_nodes(program, names)
+    wanted = _depending_on(program.graph, weights)
+    outputs = (one for one in program.graph.output_node().all_input_nodes if one in floating)
+    reached = {_logits_of(node, loss) for node in outputs}
+    errors: dict[fx.Node, UnsupportedError] = {}
+    for node in (one for one in reversed(program.graph.nodes) if one in wanted):
+        if node not in reached or node in weights:
+            continue
+        sources = _sources(node, wanted, floating)
+        reached.update(sources)
+        error = errors.get(node)
+        if error is None and sources and node.target is not operator.getitem:
+            error = obstacle(node, sources)
+        if error is not None:
+            errors = {**dict.fromkeys(sources, error), **errors}
+    return {str(node.target): errors[node] for node in weights if node in errors}
+
+
+class _Kinds(fx.Interpreter):
+    """Runs a module and remembers which nodes give one floating-point tensor."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.floating: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if _is_floating(value):
+            self.floating.add(n)
+        return value
+
+
+def _floating_nodes(program: Program, batch: Batch) -> set[fx.Node]:
+    kinds = _Kinds(program.module)
+    with torch.no_grad():
+        kinds.run(*batch)
+    return kinds.floating
+
+
 def _check_names(program: Program, names: Sequence[str]) -> None:
     known = weight_names(program)
     for name in names:
@@ -169,6 +227,13 @@ def _depending_on(graph: fx.Graph, weights: set[fx.Node]) -> set[fx.Node]:
     return found
 
 
+def _sources(node: fx.Node, wanted: set[fx.Node], floating: set[fx.Node]) -> tuple[fx.Node, ...]:
+    """The arguments that a node's second derivatives are handed on to."""
+    if node.target is operator.getitem:
+        return (cast("fx.Node", node.args[0]),)
+    return tuple(one for one in node.all_input_nodes if one in wanted and one in floating)
+
+
 def _spread(
     node: fx.Node,
     parts: Parts,
@@ -211,10 +276,17 @@ def _seeds(
         if loss == "squared-error":
             yield node, torch.ones_like(values[node])
         elif node.target in _SOFTMAX:
-            logits = argument(node, "self")
+            logits = _logits_of(node, loss)
             yield logits, _cross_entropy(values[logits], argument(node, "dim"))
         else:
             yield node, _cross_entropy(values[node], min(1, values[node].dim() - 1))
+
+
+def _logits_of(node: fx.Node, loss: Loss) -> fx.Node:
+    """What an output is the softmax of, where the loss is taken of its logits; else itself."""
+    if loss == "cross-entropy" and node.target in _SOFTMAX:
+        return cast("fx.Node", argument(node, "self"))
+    return node
 
 
 def _cross_entropy(logits: Tensor, axis: int) -> Tensor:

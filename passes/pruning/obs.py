@@ -60,13 +60,14 @@ def prune_layers(
         densities: by weight name, the share of its elements to keep, 0 to 1.
         batches: calibration batches, read once for each layer, in order.
         scope: ``layer`` keeps the density of each weight; ``global`` keeps as many elements over
-            all of them, and drops those that move the network's outputs least: each layer is
-            pruned alone, to three densities, for all examples but the first 50, and the divergence
-            of the outputs measured on these, as of logits along axis 1. Those of layers are taken
-            to add up.
+            all of them, those included that are zero already, and drops those that move the
+            network's outputs least: each layer is pruned alone, to three densities, for all
+            examples but the first 50, and the divergence of the outputs measured on these, as of
+            logits along axis 1. Those of layers are taken to add up.
         damping: lambda over the mean diagonal of the inputs' second moments, 1e-5 at least. More
             holds weights nearer to the original ones, for few examples.
-        floor: with the scope ``global``, the least share to keep of any weight.
+        floor: with the scope ``global``, the least share to keep of what is left of any weight;
+            of each at least one element is kept.
         positions: most output positions of an image to use, drawn at random; None for all.
         coherence: c, 0 or more. Errors that the positions of an image have in common do not cancel
             where later layers sum over them.
@@ -90,10 +91,10 @@ def prune_layers(
     _check_options(densities, scope, damping, coherence)
     batches, sampling = _reread(batches), Sampling(positions, seed, coherence)
     layers = find_layers(program, list(densities))
-    kept = _counts(layers, densities)
+    kept = {layer.name: round(densities[layer.name] * layer.size) for layer in layers}
     if scope == "global":
         scout = Surgeon(program, batches, damping, sampling, memory)
-        kept = _balance(scout, layers, kept, floor, progress)
+        kept = _balance(scout, layers, _total(layers, densities), floor, progress)
         del scout  # and the activations that it holds
     surgeon = Surgeon(program, batches, damping, sampling, memory, refits)
     masks = {}
@@ -128,8 +129,8 @@ def balance_densities(
     surgeon = Surgeon(
         program, _reread(batches), damping, Sampling(positions, seed, coherence), memory
     )
-    shares = _balance(surgeon, layers, _counts(layers, densities), floor, progress)
-    return {layer.name: shares[layer.name] / layer.weight.numel() for layer in layers}
+    kept = _balance(surgeon, layers, _total(layers, densities), floor, progress)
+    return {layer.name: kept[layer.name] / layer.size for layer in layers}
 
 
 def _reread(batches: Iterable[Batch]) -> Iterable[Batch]:
@@ -137,35 +138,39 @@ def _reread(batches: Iterable[Batch]) -> Iterable[Batch]:
     return list(batches) if isinstance(batches, Iterator) else batches
 
 
-def _counts(layers: Sequence[Layer], densities: Mapping[str, float]) -> dict[str, int]:
-    """Number of elements to keep of each layer."""
-    return {layer.name: round(densities[layer.name] * layer.weight.numel()) for layer in layers}
+def _total(layers: Sequence[Layer], densities: Mapping[str, float]) -> int:
+    """Number of elements to keep of all layers together."""
+    return round(sum(densities[layer.name] * layer.size for layer in layers))
 
 
 def _balance(
     surgeon: Surgeon,
     layers: Sequence[Layer],
-    kept: Mapping[str, int],
+    kept: int,
     floor: float,
     progress: Progress,
 ) -> dict[str, int]:
-    """Number of elements to keep of each layer, as many in all."""
-    share = sum(kept.values()) / max(1, sum(layer.weight.numel() for layer in layers))
+    """Number of elements to keep of each layer, so many in all."""
+    left = sum(layer.left for layer in layers)
+    if kept >= left:
+        return {layer.name: layer.left for layer in layers}
+    share = kept / left
     # Measured around the density asked for, where most layers will end.
     shares = (share * 0.6, share, (1 + share) / 2)
     costs = {}
     for done, layer in enumerate(layers):
         progress(done, len(layers), f"{layer.name}: cost")
         costs[layer.name] = surgeon.costs(layer.name, shares)
-    return allocate(costs, sum(kept.values()), floor)
+    return allocate(costs, kept, floor)
 
 
 def allocate(costs: Mapping[str, Tensor], kept: int, floor: float) -> dict[str, int]:
     """Share out the elements to keep, so that those dropped cost least in all.
 
     Args:
-        costs: by weight name, what dropping each element costs, ascending.
-        kept: number of elements to keep of all weights together.
+        costs: by weight name, what dropping each of the elements that are left of it costs,
+            ascending.
+        kept: number of elements to keep of all weights together; at least one of each is.
         floor: least share to keep of any weight, so far as `kept` allows it.
 
     Returns:
@@ -176,12 +181,15 @@ def allocate(costs: Mapping[str, Tensor], kept: int, floor: float) -> dict[str, 
     # What the floor protects is dropped last, in the rare case that rounding leaves no other.
     last = [torch.arange(len(one)) >= len(one) - int(share * len(one)) for one in costs.values()]
     ranked = [
-        one.masked_fill(mask, torch.inf) for one, mask in zip(costs.values(), last, strict=True)
+        one.masked_fill(mask, torch.inf)[:-1]  # The last one of each weight is not up for it.
+        for one, mask in zip(costs.values(), last, strict=True)
     ]
-    dropped = torch.zeros(total, dtype=torch.bool)
-    dropped[torch.sort(torch.cat(ranked), stable=True).indices[: total - kept]] = True
+    spare = torch.cat(ranked)
+    dropped = torch.zeros(len(spare), dtype=torch.bool)
+    dropped[torch.sort(spare, stable=True).indices[: max(0, total - kept)]] = True
     parts = torch.split(dropped, [len(one) for one in ranked])
-    return {name: int((~part).sum()) for name, part in zip(costs, parts, strict=True)}
+    counts = zip(costs.items(), parts, strict=True)
+    return {name: len(one) - int(part.sum()) for (name, one), part in counts}
 
 
 def _check_options(

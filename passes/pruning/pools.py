@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shohin.passes.pruning.candidates import Candidate, pieces
-from shohin.passes.pruning.selection import keep_largest
+from shohin.passes.pruning.selection import Scores, count_to_keep, keep_largest_of_each
 from shohin.passes.pruning.units import Units
 
 
@@ -62,19 +62,18 @@ def masks_of(
         values: what they are ranked by, by name and of their shapes; see `Units.scores`.
         held: what is left of them, by name; those that are not there are whole.
         density: share of all units to keep in this round. Of `n` units ``round(density * n)`` are
-            kept, of equal scores the first; fewer only where fewer are left.
+            kept, of equal scores the first; fewer only where fewer are left. Of each weight at
+            least one is.
         share: rounds done over all rounds, with this one. A threshold grows in proportion to it.
 
     Returns:
         Bool tensors of the weights' shapes, by name.
     """
+    scores = [units.scores(values[_name(units)], held.get(_name(units))) for units in pool.units]
     if pool.threshold is not None:
-        kept = [_above(units, values, pool.threshold * share) for units in pool.units]
+        kept = [_above(one, pool.threshold * share) for one in scores]
     else:
-        scores = [
-            units.scores(values[_name(units)], held.get(_name(units))) for units in pool.units
-        ]
-        kept = keep_largest(scores, round(density * pool.count))
+        kept = keep_largest_of_each(scores, count_to_keep(density, pool.count))
     masks = {}
     for units, chosen in zip(pool.units, kept, strict=True):
         mask, left = units.spread(chosen), held.get(_name(units))
@@ -115,5 +114,7 @@ def _name(units: Units) -> str:
     return units.candidate.name
 
 
-def _above(units: Units, values: Mapping[str, Tensor], threshold: float) -> Tensor:
-    return torch.cat([means >= threshold for means in units.means(values[_name(units)])])
+def _above(scores: Scores, threshold: float) -> Tensor:
+    """The units from a threshold on, or else the largest."""
+    kept = torch.cat([piece >= threshold for piece in scores.pieces()])
+    return kept if kept.any() else keep_largest_of_each([scores], 1)[0]

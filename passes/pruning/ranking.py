@@ -13,6 +13,8 @@ from shohin.passes.pruning.candidates import Candidate
 from shohin.passes.pruning.obd import saliencies
 from shohin.passes.pruning.obs import balance_densities, prune_layers
 from shohin.passes.pruning.pools import Pool, count_left, density_of, masks_of
+from shohin.passes.pruning.selection import count_to_keep
+from shohin.passes.pruning.units import Units
 
 Method: TypeAlias = Literal["magnitude", "obd", "obs"]
 
@@ -40,6 +42,11 @@ class Ranking:
     pools: tuple[Pool, ...]
     starts: tuple[float, ...]
     damping: float
+
+    @property
+    def units(self) -> tuple[Units, ...]:
+        """The units of the weights of all pools."""
+        return tuple(units for pool in self.pools for units in pool.units)
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -107,14 +114,15 @@ class Ranking:
 def _wanted(
     pool: Pool, density: float, held: Mapping[str, Tensor], context: Context
 ) -> dict[str, float]:
-    """The density of each weight that may be changed and would not be emptied."""
+    """The density of each weight that may be changed; none where nothing is to be dropped."""
     left = sum(count_left(candidate, held) for candidate in pool.candidates)
-    if round(density * pool.count) >= left:
+    if count_to_keep(density, pool.count) >= left:
         return {}
+    alone = len(pool.units) == 1
     return {
-        candidate.name: density
+        candidate.name: max(density, 1 / candidate.weight.numel()) if alone else density
         for candidate in pool.candidates
-        if context.allows(candidate.node.name) and round(density * candidate.weight.numel()) > 0
+        if context.allows(candidate.node.name)
     }
 
 

@@ -12,11 +12,13 @@ from shohin.ir.program import Program, readers, tensor_of
 from shohin.passes.analyses.operators import weighted_operation
 from shohin.passes.base import Batch
 from shohin.passes.patterns import weight_name
+from shohin.passes.pruning.candidates import Candidate
 from shohin.passes.pruning.divergence import costs_of, divergence
 from shohin.passes.pruning.moments import Moments, Sampling
 from shohin.passes.pruning.prefixes import Prefixes
 from shohin.passes.pruning.surgeon import LARGEST_INPUTS, Problem, eliminate, reconstruct
-from shohin.passes.pruning.unfolding import Unfolding, unfolding_of
+from shohin.passes.pruning.unfolding import Unfolding, can_unfold, unfolding_of
+from shohin.passes.remarks import Reason
 
 _RELU = frozenset({torch.ops.aten.relu.default, torch.ops.aten.relu_.default})
 _PROBES = 50  # examples on which outputs are compared
@@ -49,12 +51,41 @@ class Layer:
         return self.reads[0][1].groups
 
     @property
+    def size(self) -> int:
+        """Number of elements of the weight."""
+        return self.weight.numel()
+
+    @property
+    def left(self) -> int:
+        """Number of those that do not have to stay zero."""
+        return self.size if self.held is None else int(self.held.sum())
+
+    @property
     def rows(self) -> Tensor:
         """The weight as a matrix, the bias its last column, float64 `[outputs, inputs]`."""
         rows = self.weight.detach().flatten(1).double()
         if self.bias is None:
             return rows
         return torch.cat([rows, self.bias.detach().double().unsqueeze(1)], 1)
+
+
+def unsupported(program: Program, candidate: Candidate) -> tuple[Reason, str] | None:
+    """Why a weight is no layer for `find_layers`, with a sentence about it; None when it is one.
+
+    Args:
+        program: the program.
+        candidate: one of its weights.
+    """
+    name = candidate.name
+    for operation in candidate.operations:
+        if not can_unfold(operation):
+            detail = f"{name} is read by {operation.node.target}, expected conv2d or linear"
+            return Reason.UNSUPPORTED_OPERATOR, detail
+    inputs = tensor_of(program.module, name)[0].numel()
+    if inputs >= LARGEST_INPUTS:
+        detail = f"{name} has {inputs} inputs per output, expected fewer than {LARGEST_INPUTS}"
+        return Reason.NOT_APPLICABLE, detail
+    return None
 
 
 def find_layers(program: Program, names: Sequence[str]) -> list[Layer]:
@@ -159,24 +190,28 @@ class Surgeon:
 
         Args:
             name: the layer's weight.
-            shares: rising densities below 1 at which the divergence of the outputs is measured.
+            shares: rising densities below 1, of the elements that are left of it, at which the
+                divergence of the outputs is measured.
 
         Returns:
-            float64 `[elements]`, ascending; see `divergence.costs_of`.
+            float64 `[elements left]`, ascending; see `divergence.costs_of`.
         """
         layer = find_layers(self._copy, [name])[0]
+        left, zeros = layer.left, layer.size - layer.left
+        if left == 0:
+            return torch.zeros(0, dtype=torch.float64)
         self._outputs = self._outputs or self._probe()
         # Fitted to other examples than those it is measured on, where there are others.
         moments = self._moments(layer, self._sketch, self._sketch, skip=self._probed)
         problem = self._pose(layer, moments)
         elimination, present = eliminate(problem), layer.rows
-        total = layer.weight.numel()
         measured = {}
-        for dropped in sorted({max(1, total - round(share * total)) for share in shares}):
-            self.write(layer, reconstruct(problem, elimination.mask(dropped)))
+        for dropped in sorted({max(1, left - round(share * left)) for share in shares}):
+            # Those that have to stay zero are dropped before all others.
+            self.write(layer, reconstruct(problem, elimination.mask(zeros + dropped)))
             measured[dropped] = divergence(self._outputs, self._probe())
         self.write(layer, present)
-        return costs_of(elimination.errors(), list(measured.items()))
+        return costs_of(elimination.errors()[zeros:], list(measured.items()))
 
     def _probe(self) -> list[Tensor]:
         """Outputs of the original network, as its copy is now, on the first batches."""
@@ -202,12 +237,11 @@ class Surgeon:
         Returns:
             bool of the weight's shape, true where an element is kept.
         """
-        total = layer.weight.numel()
-        held = total if layer.held is None else int(layer.held.sum())
-        if min(kept, held) == total:
+        kept = min(kept, layer.left)
+        if kept == layer.size:
             return torch.ones_like(layer.weight, dtype=torch.bool)
         problem = self.problem(layer)
-        mask, original = eliminate(problem).mask(total - min(kept, held)), layer.rows
+        mask, original = eliminate(problem).mask(layer.size - kept), layer.rows
         self.write(layer, reconstruct(problem, mask))
         for _ in range(self._refits if layer.rectified else 0):
             self._refit(layer, problem, original, mask)

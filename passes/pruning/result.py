@@ -13,6 +13,7 @@ from shohin.passes.pruning.candidates import Candidate
 from shohin.passes.pruning.pools import count_left
 from shohin.passes.pruning.retraining import stored_encodings
 from shohin.passes.pruning.rounds import Refusals
+from shohin.passes.pruning.units import Units
 from shohin.passes.remarks import NodeCost, Reason
 
 
@@ -36,7 +37,7 @@ def encoded(
 def remark_layers(
     before: Program,
     after: Program,
-    candidates: Sequence[Candidate],
+    pruned: Sequence[Units],
     held: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
     refused: Refusals,
@@ -47,26 +48,29 @@ def remark_layers(
     Args:
         before: the program with its encodings from before.
         after: the program with its encodings from afterwards.
-        candidates: the weights that may have been pruned.
+        pruned: the units of the weights that may have been pruned.
         held: what was left of them before, by name.
         masks: what is left of those that were pruned, by name.
-        refused: why weights were not pruned, by name.
+        refused: why weights were not pruned where only the rounds know, by name.
         context: where the remarks go.
     """
-    for candidate in candidates:
+    for units in pruned:
+        candidate = units.candidate
         if candidate.name in masks:
             kept = count_left(candidate, masks)
             _remark_pruned(before, after, candidate, count_left(candidate, held), kept, context)
         else:
-            reason = _reason(candidate, held, context)
+            reason = _reason(units, held, context)
             context.skipped(candidate.node, *refused.get(candidate.name, reason))
 
 
-def _reason(
-    candidate: Candidate, held: Mapping[str, Tensor], context: Context
-) -> tuple[Reason, str]:
+def _reason(units: Units, held: Mapping[str, Tensor], context: Context) -> tuple[Reason, str]:
+    candidate = units.candidate
     if not context.allows(candidate.node.name):
         return Reason.EXCLUDED_BY_OPTION, f"{candidate.name} may not be changed"
+    if units.count == 1:
+        detail = f"{candidate.name} is a single unit of pruning, and of each weight one is kept"
+        return Reason.TOO_SMALL, detail
     left, total = count_left(candidate, held), candidate.weight.numel()
     return Reason.NOT_APPLICABLE, f"{candidate.name} has {left} of {total} left"
 

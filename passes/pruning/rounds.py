@@ -57,7 +57,7 @@ class Outcome:
 
     Attributes:
         masks: what is left of each weight that was pruned, by name.
-        refused: why a weight was not pruned in the last round, by name.
+        refused: why a weight was not pruned where its retraining is to blame, by name.
         trained: whether the program was trained.
     """
 
@@ -96,7 +96,7 @@ def _run_round(job: Job, current: Round, outcome: Outcome) -> bool:
     every = {**held_masks(program, job.layers), **outcome.masks}
     share = current.index / current.of
     proposed = job.ranking.choose(program, every, share, context)
-    chosen = _applicable(job, proposed, every, outcome.refused)
+    chosen = _applicable(job, proposed, every)
     _apply(job.ranking.candidates, chosen)
     if job.retrains and chosen:
         try:
@@ -111,31 +111,23 @@ def _run_round(job: Job, current: Round, outcome: Outcome) -> bool:
     outcome.masks.update(chosen)
     if job.retrains and chosen:
         _note(job, current, {**every, **chosen})
+    elif job.retrains and job.rounds > 1:
+        detail = f"{current}: there is nothing to drop, so nothing is retrained"
+        context.noted("round", detail, round=current.index)
     return True
 
 
 def _applicable(
-    job: Job,
-    proposed: Mapping[str, Tensor],
-    held: Mapping[str, Tensor],
-    refused: Refusals,
+    job: Job, proposed: Mapping[str, Tensor], held: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The masks that change anything and may be applied; the reasons of the others are kept."""
-    chosen = {}
-    for candidate in (one for one in job.ranking.candidates if one.name in proposed):
-        name, mask = candidate.name, proposed[candidate.name]
-        kept, total = int(torch.count_nonzero(mask)), mask.numel()
-        refused.pop(name, None)
-        if kept == count_left(candidate, held):
-            refused[name] = Reason.NOT_APPLICABLE, f"{name} has {kept} of {total} left"
-        elif kept == 0:
-            detail = f"of the {total} elements of {name} none would be left"
-            refused[name] = Reason.TOO_SMALL, detail
-        elif not job.context.allows(candidate.node.name):
-            refused[name] = Reason.EXCLUDED_BY_OPTION, f"{name} may not be changed"
-        else:
-            chosen[name] = mask
-    return chosen
+    """The masks that change anything and may be applied."""
+    return {
+        candidate.name: proposed[candidate.name]
+        for candidate in job.ranking.candidates
+        if candidate.name in proposed
+        and int(torch.count_nonzero(proposed[candidate.name])) < count_left(candidate, held)
+        and job.context.allows(candidate.node.name)
+    }
 
 
 def _apply(candidates: Sequence[Candidate], masks: Mapping[str, Tensor]) -> None:
@@ -158,8 +150,10 @@ def _note(job: Job, current: Round, masks: Mapping[str, Tensor]) -> None:
 
 
 def _report_divergence(job: Job, current: Round, error: DivergedError, outcome: Outcome) -> None:
-    kept = f"round {current.index - 1}" if current.index > 1 else "before it"
-    text = f"{current}: {error}; the weights are those from {kept}, and no further round begins"
+    kept = f"after round {current.index - 1}" if current.index > 1 else "before the pruning"
+    end = ", and no further round begins" if current.index < current.of else ""
+    text = f"{current}: {error.problem}; the weights are those from {kept}{end}"
+    text = f"{text}; {error.hint}" if error.hint else text
     job.context.noted("diverged", text, round=current.index)
     warnings.warn(f"prune, {text}", ShohinWarning, stacklevel=2)
     for candidate in job.ranking.candidates:

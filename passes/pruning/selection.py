@@ -55,6 +55,38 @@ def keep_largest(pool: Sequence[Scores], count: int) -> list[Tensor]:
     return masks
 
 
+def count_to_keep(density: float, count: int) -> int:
+    """How many of some units a density keeps: at least one, since no weight is emptied."""
+    return min(count, max(1, round(density * count)))
+
+
+def keep_largest_of_each(pool: Sequence[Scores], count: int) -> list[Tensor]:
+    """Choose the units of the largest scores, at least one of each member of the pool.
+
+    The largest unit of every member is kept, and of all others as many as are left of the count.
+
+    Args:
+        pool: the scores that compete with each other.
+        count: how many to keep; more only where the pool has more members.
+
+    Returns:
+        As of `keep_largest`.
+    """
+    masks = keep_largest(pool, count)
+    single: dict[int, Tensor] = {}
+    while True:
+        empty = [i for i, mask in enumerate(masks) if i not in single and not mask.any()]
+        if not empty:
+            return masks
+        single |= {i: keep_largest([pool[i]], 1)[0] for i in empty}
+        others = [i for i in range(len(pool)) if i not in single]
+        reserved = sum(int(mask.sum()) for mask in single.values())
+        chosen = keep_largest([pool[i] for i in others], count - reserved)
+        masks = [single.get(i, mask) for i, mask in enumerate(masks)]
+        for i, mask in zip(others, chosen, strict=True):
+            masks[i] = mask
+
+
 def _keys(scores: Scores, wide: bool) -> Iterator[Tensor]:
     """The scores as integers of the same order."""
     for piece in scores.pieces():

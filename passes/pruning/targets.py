@@ -7,14 +7,13 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor
 
-from shohin.errors import ArtifactError, SpecError
-from shohin.ir.files import atomic_path
+from shohin.errors import SpecError
 from shohin.ir.program import Program
 from shohin.ir.serialise import content_hash
 from shohin.passes.analyses.cost import cost
-from shohin.passes.analyses.sensitivity import measure_sensitivity
 from shohin.passes.base import Context
 from shohin.passes.pruning.allocation import (
     Densities,
@@ -23,10 +22,13 @@ from shohin.passes.pruning.allocation import (
     measured_densities,
 )
 from shohin.passes.pruning.candidates import Candidate, find_candidates
+from shohin.passes.pruning.figures import read_figures, write_figures
+from shohin.passes.pruning.measuring import measure_curves
 from shohin.passes.pruning.pools import Pool, count_left, masks_of
 from shohin.passes.pruning.ranking import held_masks
 from shohin.passes.pruning.result import encoded
-from shohin.passes.pruning.units import Granularity, units_of
+from shohin.passes.pruning.selection import count_to_keep
+from shohin.passes.pruning.units import Granularity, Units, units_of
 
 Figure: TypeAlias = Literal["parameters", "macs", "ms"]
 
@@ -42,6 +44,8 @@ class Target:
         device: the target, as text, that milliseconds are measured on.
         granularity: what is pruned as one, which decides how fast the compiled network is.
         block: shape of a block.
+        by_magnitude: whether the magnitudes as they are now decide what is kept. Otherwise the
+            figure is that of the largest units.
     """
 
     figure: Figure
@@ -49,6 +53,7 @@ class Target:
     device: str
     granularity: Granularity
     block: str
+    by_magnitude: bool
 
     @property
     def label(self) -> str:
@@ -83,7 +88,7 @@ def allocate(
         Densities of the free weights, by name.
 
     Raises:
-        PassError: when the target cannot be reached.
+        PassError: when the target cannot be reached, or an evaluation is not finite.
         SpecError: when the context lacks what is needed.
     """
     if context.evaluate is None:
@@ -91,10 +96,10 @@ def allocate(
     if not free:
         return {}
     file = _file(program, free, given, target, context)
-    found = _read(file) if context.resume else None
+    found = read_figures(file) if context.resume else None
     if found is None:
         found = _search(program, layers, free, given, target, context)
-        _write(file, found)
+        write_figures(file, found)
     shown = ", ".join(f"{name} {density:.3g}" for name, density in found.items())
     context.noted("densities", f"densities from sensitivity curves: {shown}")
     return found
@@ -110,31 +115,20 @@ def _search(
 ) -> Densities:
     if context.evaluate is None:
         raise SpecError("prune scope", "sensitivity curves need an evaluate function, got none")
-    names = [candidate.name for candidate in free]
     measured = target.figure == "ms"
-    sensitivity = measure_sensitivity(
-        program,
-        context.evaluate,
-        measured_densities(None if measured else target.most),
-        names=names,
-        workdir=context.workdir,
-        resume=context.resume,
-        progress=context.progress,
-    )
-    least = {one.name: 1 / units_of(one, target.granularity, target.block).count for one in free}
-
-    def not_empty(densities: Densities) -> Densities:
-        return {name: max(density, least[name]) for name, density in densities.items()}
+    weights = [units_of(one, target.granularity, target.block) for one in free]
+    densities = measured_densities(None if measured else target.most)
+    sensitivity = measure_curves(program, weights, densities, context.evaluate, context)
+    sizes = [] if measured else _sizes(program, layers, target, context)
 
     def figure(densities: Densities) -> float:
-        chosen = {**given, **not_empty(densities)}
+        chosen = {**given, **densities}
         if measured:
             return _milliseconds(program, chosen, target, context)
-        return _share(program, layers, chosen, target.figure, context)
+        return _share(sizes, chosen)
 
-    curves = curves_of(sensitivity, names)
-    found = least_pruning(curves, figure, target.most, target.label, measured=measured)
-    return not_empty(found)
+    curves = curves_of(sensitivity, [candidate.name for candidate in free])
+    return least_pruning(curves, figure, target.most, target.label, measured=measured)
 
 
 def _file(
@@ -153,39 +147,58 @@ def _file(
     return context.workdir / f"prune-densities-{key[:32]}.json"
 
 
-def _read(file: Path | None) -> Densities | None:
-    if file is None or not file.exists():
-        return None
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return {str(name): float(density) for name, density in found.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ArtifactError(str(file), f"cannot be read: {error}", "remove it") from error
+@dataclass(frozen=True, eq=False)
+class _Size:
+    """What a weight counts in a share.
+
+    Attributes:
+        units: its units.
+        left: number of its elements that are left now.
+        each: what each element counts.
+        elements: number of elements in so many units; None where units are elements.
+    """
+
+    units: Units
+    left: int
+    each: float
+    elements: Tensor | None
+
+    def kept(self, density: float) -> float:
+        """What is kept of it."""
+        count = count_to_keep(density, self.units.count)
+        if density >= 1 or count == 0:
+            return self.left * self.each
+        most = count if self.elements is None else int(self.elements[count - 1])
+        return min(self.left, most) * self.each
 
 
-def _write(file: Path | None, densities: Densities) -> None:
-    if file is None:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(densities, indent=1) + "\n", encoding="utf-8")
-
-
-def _share(
-    program: Program,
-    layers: Sequence[Candidate],
-    densities: Mapping[str, float],
-    figure: Figure,
-    context: Context,
-) -> float:
-    """Share of the parameters, or operations, of the layers that is kept."""
-    held = held_masks(program, layers)
-    kept = total = 0.0
+def _sizes(
+    program: Program, layers: Sequence[Candidate], target: Target, context: Context
+) -> list[_Size]:
+    held, sizes = held_masks(program, layers), []
     for candidate in layers:
-        weight = _weight_of(program, candidate, figure, context)
-        left = count_left(candidate, held) / max(1, candidate.weight.numel())
-        kept += weight * min(left, densities.get(candidate.name, 1.0))
-        total += weight
+        total = _weight_of(program, candidate, target.figure, context)
+        # Grouped convolutions are pruned by element, if at all.
+        granularity = "element" if candidate.grouped else target.granularity
+        units = units_of(candidate, granularity, target.block)
+        each = total / max(1, candidate.weight.numel())
+        elements = _elements(units, held.get(candidate.name), target) if units.rows else None
+        sizes.append(_Size(units, count_left(candidate, held), each, elements))
+    return sizes
+
+
+def _elements(units: Units, held: Tensor | None, target: Target) -> Tensor:
+    """Number of elements in so many units: in those that will be kept, or else at most."""
+    if not target.by_magnitude:
+        return units.elements_of_most(None, held)
+    scores = units.scores(units.candidate.weight.detach(), held)
+    return units.elements_of_most(torch.cat(list(scores.pieces())), held)
+
+
+def _share(sizes: Sequence[_Size], densities: Mapping[str, float]) -> float:
+    """Share of the parameters, or operations, of the layers that is kept."""
+    kept = sum(one.kept(densities.get(one.units.candidate.name, 1.0)) for one in sizes)
+    total = sum(one.each * one.units.candidate.weight.numel() for one in sizes)
     return kept / max(1.0, total)
 
 

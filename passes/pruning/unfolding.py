@@ -35,8 +35,13 @@ class Unfolding:
     margins: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     def images(self, data: Tensor) -> Tensor:
-        """Inputs with the examples along the first axis; for a linear map `[rows, inputs]`."""
-        return data.reshape(-1, data.shape[-1]) if self.kernel is None else data
+        """Inputs with the examples along the first axis; for a linear map `[rows, inputs]`.
+
+        A convolution's lone image without such an axis is the only example.
+        """
+        if self.kernel is None:
+            return data.reshape(-1, data.shape[-1])
+        return _batched(data)
 
     def columns(self, images: Tensor) -> Tensor:
         """Inputs as columns.
@@ -59,7 +64,7 @@ class Unfolding:
         """Outputs as columns: `[examples, outputs, positions]`, for a linear map one position."""
         if self.kernel is None:
             return output.reshape(-1, output.shape[-1], 1)
-        return output.flatten(2)
+        return _batched(output).flatten(2)
 
     def by_group(self, columns: Tensor, positions: Tensor | None) -> Tensor:
         """Columns of all examples side by side, one matrix for each group.
@@ -77,6 +82,11 @@ class Unfolding:
         return grouped.permute(1, 2, 0, 3).reshape(self.groups, rows // self.groups, -1)
 
 
+def can_unfold(operation: WeightedOperation) -> bool:
+    """Whether a layer is a two-dimensional convolution or a linear map."""
+    return operation.linear or operation.node.target in _CONVOLUTIONS
+
+
 def unfolding_of(operation: WeightedOperation, weight: Tensor) -> Unfolding:
     """How the input of a layer is unfolded.
 
@@ -86,12 +96,16 @@ def unfolding_of(operation: WeightedOperation, weight: Tensor) -> Unfolding:
     node = operation.node
     if operation.linear:
         return Unfolding()
-    if node.target not in _CONVOLUTIONS:
+    if not can_unfold(operation):
         problem = f"expected conv2d or linear, got {node.target}"
         raise UnsupportedError(f"node '{node.name}'", problem, "exclude its weight")
     kernel, dilation = _pair(list(weight.shape[2:])), _pair(argument(node, "dilation"))
     margins = _margins(argument(node, "padding"), kernel, dilation)
     return Unfolding(operation.groups, kernel, _pair(argument(node, "stride")), dilation, margins)
+
+
+def _batched(images: Tensor) -> Tensor:
+    return images.unsqueeze(0) if images.dim() == 3 else images
 
 
 def _pair(sizes: int | list[int]) -> tuple[int, int]:

@@ -43,8 +43,28 @@ class Units:
         rows, columns = self._grid()
         return rows * columns
 
+    def elements_of_most(self, scores: Tensor | None, held: Tensor | None) -> Tensor:
+        """Number of elements in the first unit, in the first two, and so on.
+
+        Not for units that are single elements.
+
+        Args:
+            scores: the units come in the falling order of these; None for that of their sizes, so
+                that no choice of as many units has more elements.
+            held: bool tensor of the weight's shape, true where elements are left; None for all.
+        """
+        if held is None:
+            heights, widths = self._sizes()
+            sizes = (heights[:, None] * widths).flatten()
+        else:
+            sizes = self._sums(held).flatten()
+        order = torch.sort(sizes if scores is None else scores, descending=True, stable=True)
+        return sizes[order.indices].cumsum(0)
+
     def scores(self, values: Tensor, held: Tensor | None) -> Scores:
-        """What the units are ranked by: the sum of the magnitudes of their elements' values.
+        """What the units are ranked by: the mean magnitude of their elements' values.
+
+        A sum would rank units by their sizes, too, and drop those that an edge cuts off.
 
         Args:
             values: of the weight's shape; the weight itself, or a saliency of each element.
@@ -54,16 +74,11 @@ class Units:
         wide = values.dtype == torch.float64
         if not self.rows:
             return Scores(self.count, _element_pieces(values, held), wide)
-        sums = self._sums(values.detach())
+        heights, widths = (sizes.to(values.dtype) for sizes in self._sizes())
+        means = self._sums(values.detach()) / heights[:, None] / widths
         if held is not None:
-            sums = sums.masked_fill(self._sums(held) == 0, -1.0)
-        return Scores(self.count, lambda: pieces(sums), wide)
-
-    def means(self, values: Tensor) -> Iterator[Tensor]:
-        """Mean magnitude of the values in each unit, in pieces."""
-        if not self.rows:
-            return _element_pieces(values, None)()
-        return pieces(self._sums(values.detach()) / self._sizes())
+            means = means.masked_fill(self._sums(held) == 0, -1.0)
+        return Scores(self.count, lambda: pieces(means), wide)
 
     def spread(self, kept: Tensor) -> Tensor:
         """Bool tensor of the weight's shape from a bool vector over the units."""
@@ -84,13 +99,13 @@ class Units:
         rows, columns = self._matrix_shape()
         return -(-rows // self.rows), -(-columns // self.columns)
 
-    def _sizes(self) -> Tensor:
-        """Number of elements of each unit, `[units down, units across]`."""
+    def _sizes(self) -> tuple[Tensor, Tensor]:
+        """Heights of the units from top to bottom, and widths from left to right."""
         heights, widths = (
             torch.tensor([min(part, whole - start) for start in range(0, whole, part)])
             for whole, part in zip(self._matrix_shape(), (self.rows, self.columns), strict=True)
         )
-        return heights[:, None] * widths
+        return heights, widths
 
     def _sums(self, values: Tensor) -> Tensor:
         """Sum of magnitudes in each unit, `[units down, units across]`."""

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from shohin.errors import SpecError
+from shohin.errors import SpecError, UnsupportedError
 from shohin.ir.capture import capture
 from shohin.ir.encodings import Sparse
 from shohin.ir.program import Fact, Stage, set_tensor, tensor_of
+from shohin.passes.base import Context
 from shohin.passes.pipeline import format_pass, parse_pipeline
 from shohin.passes.prune import Prune
 
@@ -148,8 +149,190 @@ def test_other_encodings_stay(apply):
 def test_a_layer_is_never_emptied(apply):
     program = capture(nn.Linear(2, 2), (torch.ones(2, 2),))
     after = apply(Prune(density=0.1), program)
+    assert kept(after.program, "weight") == 1
+    mask = after.program.encodings["weight"].mask
+    assert int(tensor_of(program.module, "weight").detach().abs().argmax()) == int(
+        mask.int().argmax()
+    )
+
+
+@pytest.mark.parametrize("quality", [3.0, 50.0])
+def test_a_threshold_that_nothing_reaches_keeps_the_largest(apply, quality):
+    program = capture(nn.Linear(4, 3), (torch.ones(2, 4),))
+    assert kept(apply(Prune(quality=quality), program).program, "weight") == 1
+
+
+def test_a_single_unit_stays(apply):
+    program = capture(nn.Linear(1, 1), (torch.ones(2, 1),))
+    after = apply(Prune(density=0.1), program)
     assert not after.modified
-    assert after.reason("linear") == "too-small"
+    (remark,) = after.remarks
+    assert remark.reason == "too-small"
+    assert remark.detail == "weight is a single unit of pruning, and of each weight one is kept"
+
+
+def pyramid():
+    """Layers of several sizes, the first of very small weights."""
+    torch.manual_seed(1)
+    layers = [nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 10, 3), nn.ReLU(), nn.Flatten()]
+    program = capture(nn.Sequential(*layers, nn.Linear(160, 20)), (torch.ones(2, 2, 8, 8),))
+    with torch.no_grad():
+        tensor_of(program.module, "0.weight").mul_(1e-4)
+    return program
+
+
+@pytest.mark.parametrize(
+    ("options", "units"),
+    [
+        ({}, [108, 540, 3200]),
+        ({"granularity": "block", "block": "4x2"}, [2 * 9, 3 * 27, 5 * 80]),
+        ({"granularity": "channel", "densities": {"5.weight": 0.5}}, [6, 10]),
+    ],
+)
+def test_global_scope_keeps_its_share_with_one_unit_of_each(apply, options, units):
+    after = apply(Prune(density=0.2, scope="global", **options), pyramid()).program
+    names = ["0.weight", "2.weight", "5.weight"]
+    alive = []
+    for name in names[: len(units)]:
+        rows = after.encodings[name].mask.flatten(1).float()
+        if options.get("granularity") == "block":
+            rows = functional.max_pool2d(rows[None, None], (4, 2), ceil_mode=True)[0, 0]
+        elif options:
+            rows = rows.amax(1)
+        alive.append(int(rows.count_nonzero()))
+    assert sum(alive) == round(0.2 * sum(units))
+    assert alive[0] == 1
+
+
+def test_tied_weights_go_by_any_name(apply):
+    program = capture(nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), (torch.ones(2, 6),))
+    program.module.get_submodule("1").weight = program.module.get_submodule("0").weight
+    for name in ("0.weight", "1.weight", "1.*"):
+        after = apply(Prune(densities={name: 0.25}), program).program
+        assert {one: int(e.mask.sum()) for one, e in after.encodings.items()} == {
+            "0.weight": 9,
+            "1.weight": 9,
+        }
+        excluded = apply(Prune(exclude=(name,)), program)
+        assert excluded.reasons() == {"excluded-by-option"}
+        assert excluded.remarks[0].detail.startswith(name.replace("*", "weight"))
+
+
+class Tied(nn.Module):
+    """Two linear maps of one weight, whose second name a capture does not keep, and another."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.last = (nn.Linear(6, 6) for _ in range(3))
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.two(self.one(x).relu()))
+
+
+def test_tied_weights_go_by_the_name_that_capture_drops(apply):
+    program = capture(Tied(), (torch.ones(2, 6),))
+    after = apply(Prune(densities={"two.weight": 0.25}), program).program
+    assert {name: one.nonzeros() for name, one in after.encodings.items()} == {
+        "one.weight": 9,
+        "last.weight": 4,
+    }
+    excluded = apply(Prune(exclude=("two.weight",)), program)
+    assert set(excluded.program.encodings) == {"last.weight"}
+    assert "two.weight matches the option 'exclude'" in {one.detail for one in excluded.remarks}
+
+
+class Products(nn.Module):
+    """A product with a parameter, and a linear map whose weight is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix, self.gain = nn.Parameter(torch.rand(4, 4)), nn.Parameter(torch.rand(4, 1))
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(functional.linear(x @ self.matrix, self.matrix.t() * self.gain).relu())
+
+
+def test_weights_of_other_products_are_remarked_on(apply):
+    after = apply(Prune(density=0.5), capture(Products(), (torch.ones(2, 4),)))
+    assert set(after.program.encodings) == {"last.weight"}
+    found = {r.node: r.detail for r in after.remarks if r.reason == "not-applicable"}
+    assert found == {
+        "matmul": "aten.matmul.default multiplies by matrix, not conv or linear",
+        "linear": "its weight is computed from gain, matrix",
+    }
+
+
+class Headed(nn.Module):
+    """Outputs through pooling and a softmax, and from the middle of the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.side = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 1)
+        self.deep, self.head = nn.Conv2d(4, 4, 3, groups=4), nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.first(x).relu()
+        z = self.head(self.side(y).mean((2, 3)))
+        return z.view(x.shape[0], -1).softmax(1), self.deep(self.side(y * 2))
+
+
+def test_channels_that_are_outputs_stay(apply):
+    program = capture(Headed(), (torch.ones(2, 2, 8, 8),))
+    chosen = Prune(density=0.5, granularity="channel", densities={"head*": 0.25})
+    after = apply(chosen, program)
+    assert set(after.program.encodings) == {"first.weight"}
+    details = {remark.detail for remark in after.remarks if remark.node == "linear"}
+    assert details == {
+        "channels of head.weight are outputs of the program; only a density for 'head.weight' in "
+        "'densities' prunes them"
+    }
+    named = apply(replace(chosen, densities={"head.weight": 0.25}), program).program
+    assert int(named.encodings["head.weight"].mask.all(1).sum()) == 2
+    assert "head.weight" in apply(replace(chosen, granularity="element"), program).program.encodings
+
+
+def run_with_data(chosen, network, shape):
+    torch.manual_seed(0)
+    x = torch.randn(12, *shape)
+    context = Context(calibration=[(x,)])
+    result = chosen.run(capture(network.eval(), (x[:2],)), context)
+    return result.program, context.remarks
+
+
+def mixed():
+    return nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+
+
+def test_obs_leaves_layers_that_it_cannot_rank():
+    after, remarks = run_with_data(Prune(method="obs", density=0.25), mixed(), (2, 8))
+    assert {name: one.nonzeros() for name, one in after.encodings.items()} == {"3.weight": 18}
+    (left,) = [remark for remark in remarks if remark.reason == "unsupported-operator"]
+    assert left.detail == "0.weight is read by aten.conv1d.default, expected conv2d or linear"
+
+
+def test_obd_leaves_layers_that_it_cannot_rank():
+    network = nn.Sequential(nn.Linear(8, 8), nn.GroupNorm(2, 8), nn.Linear(8, 3))
+    after, remarks = run_with_data(Prune(method="obd", density=0.25), network, (8,))
+    assert {name: one.nonzeros() for name, one in after.encodings.items()} == {"2.weight": 6}
+    (left,) = [remark for remark in remarks if remark.reason == "unsupported-operator"]
+    assert left.detail.startswith("0.weight lies before node 'group_norm': second derivatives")
+
+
+@pytest.mark.parametrize(
+    ("method", "network", "shape"),
+    [
+        ("obs", nn.Conv1d(2, 4, 3), (2, 8)),
+        ("obd", nn.Sequential(nn.Linear(8, 8), nn.GroupNorm(2, 8)), (8,)),
+    ],
+)
+def test_a_method_that_can_rank_nothing_is_refused(method, network, shape):
+    with pytest.raises(UnsupportedError) as caught:
+        run_with_data(Prune(method=method), network, shape)
+    text = str(caught.value)
+    assert text.startswith(f"prune method: '{method}' can rank none of the weights: ")
+    assert text.endswith("; choose method=magnitude")
 
 
 def test_full_density_changes_nothing(apply):
@@ -289,7 +472,8 @@ class Grouped(nn.Module):
 def test_grouped_convolutions_are_pruned_by_element_only(apply, granularity):
     program = capture(Grouped(), (torch.ones(2, 4, 6, 6),))
     after = apply(Prune(density=0.5, granularity=granularity), program)
-    assert set(after.program.encodings) == {"plain.weight"}
+    assert ("plain.weight" in after.program.encodings) == (granularity == "block")
+    assert "deep.weight" not in after.program.encodings
     assert after.reason("conv2d") == "not-applicable"
     assert set(apply(Prune(density=0.5), program).program.encodings) == {
         "deep.weight",
@@ -329,8 +513,8 @@ def test_exact_counts_with_many_ties(apply, seed, density, levels, scope):
     weight = torch.randint(-levels, levels + 1, (5, 7)).float()
     set_tensor(program.module, "weight", weight)
     after = apply(Prune(density=density, scope=scope), program).program
-    count = round(density * 35)
-    if count in (0, 35):
+    count = max(1, round(density * 35))
+    if count == 35:
         assert not after.encodings
         return
     order = torch.argsort(weight.abs().flatten(), descending=True, stable=True)

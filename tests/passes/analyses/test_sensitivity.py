@@ -207,6 +207,13 @@ def test_wrong_options(program, digits, options, text):
         measure_sensitivity(program, Accuracy(digits), **options)
 
 
+def test_a_measure_that_is_not_finite_is_refused(program):
+    measures = iter([1.0, 0.5, float("nan")])
+    message = r"expected a finite number for narrow.weight at density 0.4, got nan"
+    with pytest.raises(SpecError, match=message):
+        measure_sensitivity(program, lambda module: next(measures), densities=(0.1, 0.4))
+
+
 def test_a_measure_that_is_no_number_is_refused(program):
     with pytest.raises(SpecError, match="return a number, got NoneType"):
         measure_sensitivity(program, lambda module: None)

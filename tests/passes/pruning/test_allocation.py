@@ -4,6 +4,7 @@ from torch import nn
 
 from shohin.errors import PassError, ShohinWarning
 from shohin.ir.capture import capture
+from shohin.ir.program import tensor_of
 from shohin.passes.analyses.sensitivity import LayerCurve
 from shohin.passes.base import Context
 from shohin.passes.prune import Prune
@@ -14,6 +15,9 @@ from shohin.passes.pruning.allocation import (
     least_pruning,
     measured_densities,
 )
+from shohin.passes.pruning.candidates import find_candidates
+from shohin.passes.pruning.measuring import measure_curves
+from shohin.passes.pruning.units import units_of
 
 TOUGH = Curve((0.1, 0.5, 1.0), (0.9, 0.9, 0.9))
 FRAIL = Curve((0.1, 0.5, 1.0), (0.1, 0.7, 0.9))
@@ -101,6 +105,91 @@ def test_shares_of_the_whole_network(apply, figure):
     assert kept / total == pytest.approx(0.3, abs=0.01)
     (note,) = [remark for remark in context.remarks if remark.reason == "densities"]
     assert "0.weight" in note.detail
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("figure", ["parameters", "macs"])
+@pytest.mark.parametrize("granularity", ["element", "block", "channel"])
+def test_targets_are_never_exceeded(granularity, figure, rounds):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 7, 3), nn.ReLU(), nn.Flatten()]
+    network = nn.Sequential(*layers, nn.Linear(112, 9), nn.ReLU(), nn.Linear(9, 3))
+    program = capture(network, (torch.ones(2, 3, 8, 8),))
+    x = torch.randn(16, 3, 8, 8)
+    wanted = program.copy().module(x).detach()
+
+    def evaluate(module):
+        return -float((module(x).detach() - wanted).square().mean())
+
+    def scramble(module):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.copy_(torch.randn_like(parameter))
+
+    macs = {"0.weight": 36, "2.weight": 16, "5.weight": 1, "7.weight": 1}
+    for target in (0.3, 0.4, 0.55):
+        chosen = Prune(
+            scope="sensitivity",
+            granularity=granularity,
+            block="4x4" if granularity == "block" else "16x1",
+            rounds=rounds,
+            **{f"target_{figure}": target},
+        )
+        context = Context(evaluate=evaluate, train=scramble if rounds > 1 else None)
+        result = chosen.run(program.copy(), context).program
+        kept = total = 0
+        for name, times in macs.items():
+            weight, each = tensor_of(result.module, name), times if figure == "macs" else 1
+            kept += each * int(weight.count_nonzero())
+            total += each * weight.numel()
+        assert kept / total <= target
+        # Units that training chooses anew may all be small ones.
+        assert kept / total > target - (0.25 if rounds > 1 and granularity == "block" else 0.1)
+
+
+def test_curves_are_of_the_units_that_are_pruned(tmp_path):
+    program = network()
+    before = tensor_of(program.module, "3.weight").detach().clone()
+    found, seen = {}, []
+
+    def evaluate(module):
+        rows = module.get_parameter("3.weight").detach().count_nonzero(1)
+        seen.append(set(rows.tolist()))
+        return likeness_of(module)
+
+    likeness_of = likeness(program)
+    context = Context(evaluate=evaluate, workdir=tmp_path, resume=True)
+    for granularity in ("element", "channel"):
+        candidates = [one for one in find_candidates(program) if one.name == "3.weight"]
+        weights = [units_of(one, granularity, "16x1") for one in candidates]
+        known = len(seen)
+        found[granularity] = measure_curves(program, weights, (0.1, 0.5), evaluate, context)
+        if granularity == "channel":
+            assert all(one <= {0, 144} for one in seen[known:])
+    assert found["element"] != found["channel"]
+    assert torch.equal(tensor_of(program.module, "3.weight"), before)
+    # The whole network, and two points of each kind; all of them are taken from the file then.
+    assert len(seen) == 5
+    assert measure_curves(program, weights, (0.1, 0.5), evaluate, context) == found["channel"]
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    ("call", "label"), [(1, "the whole network"), (3, "0.weight at density 0.1029")]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "much"])
+def test_evaluations_that_are_not_finite_are_refused(call, label, value):
+    calls = []
+
+    def evaluate(module):
+        calls.append(module)
+        return 0.5 if len(calls) < call else value
+
+    context = Context(evaluate=evaluate)
+    with pytest.raises(PassError) as caught:
+        Prune(scope="sensitivity", target_parameters=0.3).run(network(), context)
+    got = f"got {value if isinstance(value, float) else 'str'}"
+    assert str(caught.value).startswith(f"evaluate: expected a finite number for {label}, {got}")
 
 
 def test_milliseconds(tmp_path):

@@ -10,7 +10,7 @@ from torch.nn import functional
 from shohin.errors import InputError, PassError, SpecError, UnsupportedError
 from shohin.ir.capture import capture
 from shohin.ir.program import Program
-from shohin.passes.pruning.obd import diagonal_hessian, saliencies
+from shohin.passes.pruning.obd import diagonal_hessian, saliencies, unsupported_weights
 
 
 def _program(module: nn.Module, example: Tensor) -> Program:
@@ -66,6 +66,8 @@ _OPERATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "pad": lambda x: functional.pad(x, (1, 2, 0, 1)),
     "dropout": lambda x: functional.dropout(x, 0.5, False),
     "upsample": lambda x: functional.interpolate(x, scale_factor=2, mode="nearest"),
+    "layer norm": lambda x: functional.layer_norm(x, (6, 6), torch.arange(36.0).view(6, 6)),
+    "layer norm of rows": lambda x: functional.layer_norm(x, (6,), eps=0.5),
     "broadcast": lambda x: x[:, :1] * torch.ones(4, 6, 6),
 }
 
@@ -213,14 +215,61 @@ def test_progress_counts_batches() -> None:
 
 
 def test_operator_without_a_rule_is_named() -> None:
-    module = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4))
+    module = nn.Sequential(nn.Linear(5, 4), nn.GroupNorm(2, 4))
     program = _program(module, torch.randn(2, 5))
-    with pytest.raises(UnsupportedError, match=r"node 'layer_norm'.*no rule for aten.layer_norm"):
+    with pytest.raises(UnsupportedError, match=r"node 'group_norm'.*no rule for aten.group_norm"):
         diagonal_hessian(program, ["0.weight"], [(torch.randn(2, 5),)])
 
 
-def test_parameters_of_a_normalisation_are_refused() -> None:
-    module = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+class Mixed(nn.Module):
+    """Layers before and behind a softmax in the middle, and one on a branch beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.beside = nn.Linear(5, 4), nn.Linear(5, 4)
+        self.behind = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.before(x).relu().split(2, 1)
+        middle = torch.cat([parts[1], parts[0]], 1).softmax(1)
+        return self.behind(middle + self.beside(x)).log_softmax(1)
+
+
+def test_weights_before_an_operator_without_a_rule() -> None:
+    torch.manual_seed(0)
+    data = torch.randn(6, 5)
+    program = _program(Mixed(), data[:2])
+    names = ["before.weight", "beside.weight", "behind.weight"]
+    errors = unsupported_weights(program, names, [(data,)])
+    assert list(errors) == ["before.weight"]
+    assert errors["before.weight"].where == "node 'softmax'"
+    found = diagonal_hessian(program, names[1:], [(data,)])
+    assert all(bool((one > 0).all()) for one in found.values())
+
+
+def test_scaled_products_are_refused() -> None:
+    class Product(nn.Module):
+        def __init__(self, alpha: float) -> None:
+            super().__init__()
+            self.layer, self.alpha = nn.Linear(5, 4), alpha
+            self.matrix, self.shift = nn.Parameter(torch.rand(4, 3)), nn.Parameter(torch.rand(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.shift, self.layer(x), self.matrix, alpha=self.alpha)
+
+    data = torch.randn(6, 5)
+    module = Product(1)
+    plain = _program(module, data[:2])
+    found = diagonal_hessian(plain, ["layer.weight"], [(data,)], loss="squared-error")
+    expected = _squared_jacobians(module, "layer.weight", data)
+    torch.testing.assert_close(found["layer.weight"], expected)
+    errors = unsupported_weights(_program(Product(2), data[:2]), ["layer.weight"], [(data,)])
+    assert "it scales its operands" in errors["layer.weight"].problem
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(4), nn.LayerNorm(4)])
+def test_parameters_of_a_normalisation_are_refused(norm: nn.Module) -> None:
+    module = nn.Sequential(nn.Linear(5, 4), norm)
     program = _program(module, torch.randn(2, 5))
     with pytest.raises(UnsupportedError, match="its parameters are asked for"):
         diagonal_hessian(program, ["1.weight"], [(torch.randn(2, 5),)])

@@ -13,9 +13,11 @@ from shohin.errors import InputError, PassError, SpecError, UnsupportedError
 from shohin.ir.capture import capture
 from shohin.ir.encodings import Sparse
 from shohin.ir.program import Program, tensor_of, weight_names
+from shohin.passes.pruning.candidates import find_candidates
 from shohin.passes.pruning.moments import Sampling
 from shohin.passes.pruning.obs import allocate, balance_densities, prune_layers
-from shohin.passes.pruning.reconstruction import Surgeon
+from shohin.passes.pruning.reconstruction import Surgeon, unsupported
+from shohin.passes.remarks import Reason
 
 
 def _program(module: nn.Module, example: Tensor) -> Program:
@@ -335,10 +337,76 @@ def test_costs_are_measured_on_examples_that_nothing_is_fitted_to() -> None:
 def test_allocation_drops_the_cheapest_above_the_floors() -> None:
     costs = {"a": torch.tensor([0.0, 1.0, 2.0, 3.0]), "b": torch.tensor([0.5, 9.0, 9.0, 9.0])}
     assert allocate(costs, 4, floor=0.0) == {"a": 1, "b": 3}
-    assert allocate(costs, 3, floor=0.0) == {"a": 0, "b": 3}
+    assert allocate(costs, 3, floor=0.0) == {"a": 1, "b": 2}
     assert allocate(costs, 3, floor=0.25) == {"a": 1, "b": 2}
     assert allocate(costs, 8, floor=0.25) == {"a": 4, "b": 4}
-    assert allocate(costs, 0, floor=0.25) == {"a": 0, "b": 0}
+    assert allocate(costs, 0, floor=0.25) == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_allocation_empties_no_weight_and_keeps_as_many(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    costs = {
+        str(size): torch.rand(size, generator=generator).sort().values * 10.0**-size
+        for size in (1, 2, 5, 90)
+    }
+    for kept in (4, 7, 50, 98):
+        found = allocate(costs, kept, floor=0.05)
+        assert sum(found.values()) == kept
+        assert min(found.values()) >= 1
+
+
+def test_zeros_of_an_earlier_prune_count_in_the_total() -> None:
+    torch.manual_seed(16)
+    network = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10))
+    data = torch.randn(80, 20)
+    program = _program(network, data[:2])
+    once = prune_layers(program, {"0.weight": 0.02}, [(data,)])["0.weight"]
+    sparse = Sparse.from_dense(_weight(program, "0.weight"), once)
+    program = replace(program, encodings={"0.weight": sparse})
+    names = ("0.weight", "2.weight")
+    masks = prune_layers(program, dict.fromkeys(names, 0.3), [(data,)], scope="global")
+    # Of 900 weights 270 are kept, although the first layer has less than its floor of 5 % left.
+    assert sum(int(masks[name].sum()) for name in names) == 270
+    assert not bool((masks["0.weight"] & ~once).any())
+    assert int(masks["0.weight"].sum()) > 6
+
+
+def test_an_image_without_a_batch_axis_is_a_batch_of_one() -> None:
+    torch.manual_seed(17)
+    convolution, image = nn.Conv2d(3, 5, 3, padding=1), torch.randn(3, 9, 9)
+    lone, whole = _program(convolution, image), _program(convolution, image[None])
+    found = prune_layers(lone, {"weight": 0.4}, [(image,)])["weight"]
+    assert torch.equal(found, prune_layers(whole, {"weight": 0.4}, [(image[None],)])["weight"])
+    torch.testing.assert_close(_weight(lone, "weight"), _weight(whole, "weight"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_close_to_single(dtype: torch.dtype) -> None:
+    torch.manual_seed(18)
+    # Inputs that are nearly the same: the rounding of their products outweighs the damping.
+    network, data = nn.Linear(64, 8), torch.rand(300, 1) + 0.05 * torch.randn(300, 64)
+    network.load_state_dict({name: one.to(dtype) for name, one in network.state_dict().items()})
+    masks = []
+    for chosen in (dtype, torch.float32):
+        program = _program(network.to(chosen), data[:2].to(dtype).to(chosen))
+        batches = [(data.to(dtype).to(chosen),)]
+        masks.append(prune_layers(program, {"weight": 0.5}, batches)["weight"])
+        assert bool(torch.isfinite(_weight(program, "weight")).all())
+    assert float((masks[0] == masks[1]).double().mean()) > 0.95
+
+
+def test_what_is_no_layer_says_why() -> None:
+    module = nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten(), nn.Linear(18, 4))
+    program = _program(module, torch.randn(2, 2, 8))
+    conv, linear = find_candidates(program)
+    detail = "0.weight is read by aten.conv1d.default, expected conv2d or linear"
+    assert unsupported(program, conv) == (Reason.UNSUPPORTED_OPERATOR, detail)
+    assert unsupported(program, linear) is None
+    program = _program(nn.Linear(6000, 1), torch.randn(2, 6000))
+    detail = "weight has 6000 inputs per output, expected fewer than 5792"
+    (wide,) = find_candidates(program)
+    assert unsupported(program, wide) == (Reason.NOT_APPLICABLE, detail)
 
 
 def test_result_does_not_depend_on_the_run_or_on_memory() -> None:

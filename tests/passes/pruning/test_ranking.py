@@ -42,7 +42,7 @@ def test_weights_with_densities_of_their_own_are_corrected_with_the_others(
     pooled = [name for name in _NAMES if name not in own]
     assert all(masks[name].double().mean() == 0.5 for name in own)
     kept = sum(int(masks[name].sum()) for name in pooled)
-    assert kept == sum(round(0.4 * masks[name].numel()) for name in pooled)
+    assert kept == round(0.4 * sum(masks[name].numel() for name in pooled))
     # All corrections are for the responses of the original network: one call does the same.
     expected = program.copy()
     densities = {name: float(masks[name].double().mean()) for name in _NAMES}

@@ -11,7 +11,7 @@ import shohin
 from shohin.errors import DivergedError, ShohinWarning, SpecError
 from shohin.ir.capture import capture
 from shohin.ir.encodings import Sparse, same_bits
-from shohin.ir.program import tensor_of, weight_names
+from shohin.ir.program import Fact, tensor_of, weight_names
 from shohin.ir.serialise import content_hash
 from shohin.ir.verifier import verify
 from shohin.passes.base import Context
@@ -125,6 +125,50 @@ def test_quality_is_a_threshold_in_standard_deviations():
     assert torch.equal(after.encodings["fc.weight"].mask, wanted)
     after, _ = run(Prune(quality=0.7, densities={"fc.weight": 0.5}), program)
     assert densities(after)["fc.weight"] == 0.5
+
+
+def test_a_quality_goes_on_to_the_last_round():
+    torch.manual_seed(0)
+    program, calls = capture(nn.Linear(10, 10), (torch.ones(2, 10),)), []
+    after, remarks = run(Prune(quality=3.0, rounds=4), program, train=calls.append)
+    assert after.encodings["weight"].nonzeros() == 1
+    notes = [remark.detail for remark in remarks if remark.reason == "round"]
+    assert len(notes) == 4
+    assert len(calls) == sum("weights left" in note for note in notes) < 4
+    assert notes[3] == "round 4 of 4: there is nothing to drop, so nothing is retrained"
+
+
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_small_layers_keep_one_whatever_the_rounds(rounds):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 30))
+    program = capture(network, (torch.ones(2, 1),))
+    after, _ = run(Prune(density=0.1, rounds=rounds), program, train=lambda module: None)
+    assert {name: one.nonzeros() for name, one in after.encodings.items()} == {
+        "0.weight": 1,
+        "2.weight": 12,
+    }
+
+
+@pytest.mark.parametrize(
+    "options", [{"rounds": 3}, {"rounds": 3, "method": "obs"}, {"method": "obs"}]
+)
+def test_global_scope_keeps_exactly_its_share(options):
+    torch.manual_seed(1)
+    layers = [nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10), nn.ReLU(), nn.Linear(10, 1)]
+    network = nn.Sequential(*layers, nn.Linear(1, 2, bias=False))
+    with torch.no_grad():
+        network[0].weight.mul_(1e-3)
+    data = torch.randn(64, 20)
+    program = capture(network, (data[:2],))
+    given = {"train": lambda module: None} if "rounds" in options else {}
+    after, _ = run(
+        Prune(density=0.1, scope="global", **options), program, calibration=[(data,)], **given
+    )
+    left = [int(tensor_of(after.module, f"{i}.weight").count_nonzero()) for i in (0, 2, 4, 5)]
+    assert sum(left) == round(0.1 * (600 + 300 + 10 + 2))
+    assert min(left) >= 1
+    assert_masked(after)
 
 
 def test_first_and_last():
@@ -315,11 +359,17 @@ def test_divergence_keeps_the_last_good_state(rounds_before):
     assert note.outcome == "noted"
     if rounds_before == 0:
         assert not after.encodings
+        assert Fact.PRUNED not in after.facts
+        assert note.detail == (
+            "round 1 of 3: the loss is nan in epoch 1, batch 1; the weights are those from before "
+            "the pruning, and no further round begins; try a lower learning rate"
+        )
         assert {remark.reason for remark in remarks} == {"diverged", "not-finite"}
         for name in weight_names(program):
             assert same_bits(tensor_of(after.module, name), tensor_of(program.module, name))
     else:
         assert_masked(after)
+        assert Fact.PRUNED in after.facts
         assert densities(after)["fc.weight"] == pytest.approx(0.04 ** (1 / 3), abs=1e-3)
         for name, kept in states[-1].items():
             assert same_bits(after.module.state_dict()[name], kept)

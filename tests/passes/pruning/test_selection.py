@@ -4,7 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shohin.passes.pruning import selection
-from shohin.passes.pruning.selection import Scores, keep_largest
+from shohin.passes.pruning.selection import (
+    Scores,
+    count_to_keep,
+    keep_largest,
+    keep_largest_of_each,
+)
 
 
 def scores_of(values, size=3):
@@ -45,6 +50,35 @@ def test_a_pool_is_like_one_weight(values, cut, count):
     parts = tensor.split([min(cut, len(values)), max(0, len(values) - cut)])
     found = keep_largest([scores_of(part) for part in parts if part.numel()], count)
     assert torch.equal(torch.cat(found), expected(tensor, count))
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 1000), members=st.integers(1, 5), count=st.integers(0, 30))
+def test_of_each_member_the_largest_is_kept(seed, members, count):
+    torch.manual_seed(seed)
+    parts = [torch.rand(4 + i) * 10.0 ** (2 * i) for i in range(members)]
+    found = keep_largest_of_each([scores_of(part) for part in parts], count)
+    total = sum(part.numel() for part in parts)
+    assert sum(int(mask.sum()) for mask in found) == min(total, max(count, members))
+    rest, dropped = [], []
+    for part, mask in zip(parts, found, strict=True):
+        assert mask[part.argmax()]
+        others = torch.arange(part.numel()) != part.argmax()
+        rest += part[mask & others].tolist()
+        dropped += part[~mask].tolist()
+    assert min(rest, default=1e30) >= max(dropped, default=0.0)
+
+
+def test_a_member_of_which_nothing_is_left_is_passed_over():
+    found = keep_largest_of_each([scores_of(-torch.ones(3)), scores_of(torch.rand(5))], 2)
+    assert [int(mask.sum()) for mask in found] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("density", "count", "kept"), [(0.1, 4, 1), (0.5, 4, 2), (0.3, 10, 3), (0.0, 3, 1), (1, 0, 0)]
+)
+def test_at_least_one_is_kept(density, count, kept):
+    assert count_to_keep(density, count) == kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -35,24 +35,31 @@ def mask_of(units, density, held=None):
     density=st.floats(0.0, 1.0),
     seed=st.integers(0, 100),
 )
-def test_blocks_live_or_die_by_their_sums(rows, columns, block, density, seed):
+def test_blocks_live_or_die_by_their_means(rows, columns, block, density, seed):
     torch.manual_seed(seed)
     candidate = linear(columns, rows)
     with torch.no_grad():
         candidate.weight.copy_(torch.randint(-3, 4, (rows, columns)))
     units = Units(candidate, *block)
     mask = mask_of(units, density)
-    sums, alive = [], []
+    means, alive = [], []
     for top in range(0, rows, block[0]):
         for left in range(0, columns, block[1]):
             area = slice(top, top + block[0]), slice(left, left + block[1])
             assert mask[area].all() or not mask[area].any()
-            sums.append(float(candidate.weight.detach()[area].abs().sum()))
+            means.append(candidate.weight.detach()[area].abs().mean().double())
             alive.append(bool(mask[area].any()))
-    assert units.count == len(sums)
-    order = sorted(range(len(sums)), key=lambda index: (-sums[index], index))
-    kept = set(order[: round(density * len(sums))])
-    assert alive == [index in kept for index in range(len(sums))]
+    assert units.count == len(means)
+    count = max(1, round(density * len(means)))
+    assert sum(alive) == count
+    lost = [mean for mean, lives in zip(means, alive, strict=True) if not lives]
+    held = [mean for mean, lives in zip(means, alive, strict=True) if lives]
+    # Means of as much may differ by their rounding.
+    assert min(held) >= max(lost, default=0.0) - 1e-6
+    weight = candidate.weight.detach()
+    scores = torch.cat(list(units.scores(weight, None).pieces()))
+    assert int(mask.sum()) == units.elements_of_most(scores, None)[count - 1]
+    assert int(mask.sum()) <= units.elements_of_most(None, None)[count - 1]
 
 
 @pytest.mark.parametrize(
@@ -98,8 +105,28 @@ def test_means_are_over_the_elements_that_a_unit_has():
     with torch.no_grad():
         candidate.weight.fill_(-2.0)
     units = Units(candidate, 2, 2)
-    means = torch.cat(list(units.means(candidate.weight.detach())))
+    means = torch.cat(list(units.scores(candidate.weight.detach(), None).pieces()))
     assert means.tolist() == [2.0] * (math.ceil(5 / 2) * math.ceil(3 / 2))
+
+
+def test_blocks_that_the_edge_cuts_off_lose_no_more_than_others():
+    torch.manual_seed(0)
+    candidate = linear(256, 1000)
+    mask = mask_of(units_of(candidate, "block", "16x1"), 0.2)
+    # 1000 is 62 times 16 and 8: means of 8 spread more widely than those of 16.
+    last = float(mask[992:].double().mean())
+    assert float(mask[:992].double().mean()) == pytest.approx(0.2, abs=0.01)
+    assert 0.15 < last < 0.45
+
+
+def test_the_most_elements_of_some_units():
+    units = Units(linear(5, 7), 3, 2)
+    # Blocks of 3 x 2 four times, of 3 x 1 twice, of 1 x 2 twice, and of 1 x 1 once.
+    assert units.elements_of_most(None, None).tolist() == [6, 12, 18, 24, 27, 30, 32, 34, 35]
+    held = torch.zeros(7, 5, dtype=torch.bool)
+    held[2:4, 3:] = True
+    # Four units have one element left each.
+    assert units.elements_of_most(None, held).tolist() == [1, 2, 3, 4, 4, 4, 4, 4, 4]
 
 
 @pytest.mark.parametrize(
