@@ -50,7 +50,7 @@ def test_what_passes_removed_counts(tmp_path):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(200, 150), nn.ReLU(), nn.Linear(150, 10))
     program = shohin.capture(network, (torch.ones(2, 200),))
-    text = "prune{granularity=channel densities={0.weight: 0.5}}, remove-dead, share-weights{bits=4}"
+    text = "prune{granularity=channel densities={0.weight: 0.5}}, remove-dead, share-weights"
     shohin.optimize(program, text, drift=False).save(tmp_path / "net.shohin")
     found = waterfall(tmp_path / "net.shohin")
     whole = 4 * (200 * 150 + 150 + 150 * 10 + 10)

@@ -46,7 +46,7 @@ class _Grouped:
     @property
     def can_be_told(self) -> bool:
         """Whether there is a stream: a group alone has none, from which its symbols could come."""
-        return self.size == 1 or np.count_nonzero(self.lengths) > 1
+        return self.size == 1 or int(np.count_nonzero(self.lengths)) > 1
 
 
 def encode(symbols: Bytes, alphabet: int) -> tuple[Bytes, Bytes]:
@@ -74,7 +74,8 @@ def decode(table: Bytes, stream: Bytes, alphabet: int, count: int) -> Bytes:
     groups = huffman.decode(stream, lengths, -(-count // size), huffman.CHUNK // size)
     bits = width_of(alphabet)
     places = bits * np.arange(size, dtype=np.uint8)
-    symbols: Bytes = (groups[:, None] >> places & ((1 << bits) - 1)).reshape(-1)[:count]
+    parts = groups[:, None] >> places & np.uint8((1 << bits) - 1)
+    symbols: Bytes = parts.reshape(-1)[:count].astype(np.uint8)
     if symbols.size and int(symbols.max()) >= alphabet:
         raise SpecError("huffman stream", f"expected symbols below {alphabet}")
     return symbols

@@ -96,7 +96,9 @@ def test_every_coder(
     np.testing.assert_array_equal(found, table[symbols])
 
 
-@pytest.mark.parametrize("alphabet, rare", [(2, 0.02), (2, 0.3), (4, 0.05), (3, 0.05), (11, 0.02)])
+@pytest.mark.parametrize(
+    ("alphabet", "rare"), [(2, 0.02), (2, 0.3), (4, 0.05), (3, 0.05), (11, 0.02)]
+)
 @pytest.mark.parametrize("count", [9, 2047, 2048, 2049, 7001])
 def test_symbols_that_share_codes(
     decoder: Decoder, alphabet: int, rare: float, count: int, monkeypatch: pytest.MonkeyPatch
