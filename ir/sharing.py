@@ -1,11 +1,13 @@
 """Weights that share few values, while a module trains: one gradient for each centroid."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from shohin.errors import SpecError
 from shohin.ir.codebook import Codebook
@@ -17,11 +19,11 @@ from shohin.ir.program import tensor_of
 class Shared(nn.Module):
     """Parametrisation that makes a weight of its centroids; assignments are fixed.
 
-    The gradient of a centroid is the sum of those of its elements (Deep Compression, section 3.3).
-    What the optimiser sees is the centroid times about the square root of their number `n`: a step
-    of gradient descent then moves a centroid by the mean of what it would have moved its elements,
-    the nearest that they can come to it together, and a learning rate that suits weights suits
-    centroids, however large the layer is. The factor is a power of two, so that nothing is rounded.
+    The gradient of a centroid is the mean of those of its elements: the sum that Deep Compression
+    (section 3.3) takes, divided by their number. A step of gradient descent then moves a centroid
+    by the mean of what it would have moved its elements, the nearest that they can come to it
+    together; so a learning rate that suits weights suits centroids, however large the layer is.
+    What adapts its steps to the size of gradients, as Adam does, takes the same steps either way.
 
     Args:
         indices: uint8 ``[n]``, which centroid each kept element is.
@@ -30,34 +32,35 @@ class Shared(nn.Module):
         mask: true where an element is kept, in whose order `indices` are; None for all of them.
     """
 
+    indices: Tensor
+    counts: Tensor
+    places: Tensor | None
+
     def __init__(
         self, indices: Tensor, centroids: Tensor, shape: tuple[int, ...], mask: Tensor | None
     ) -> None:
         super().__init__()
-        self.indices = indices.reshape(-1).int()
-        counts = torch.bincount(self.indices, minlength=centroids.numel()).clamp_min(1)
-        self.scale = torch.exp2((counts.double().log2() / 2).round()).to(centroids.dtype)
-        self.start = centroids.detach() * self.scale
-        self.parameter = self.start
+        flat = indices.reshape(-1).int()
+        counts = torch.bincount(flat, minlength=centroids.numel()).clamp_min(1)
+        places = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
+        # Buffers follow the module to its device. Not persistent, so that the state dictionary
+        # holds weights alone.
+        for name, tensor in (("indices", flat), ("counts", counts), ("places", places)):
+            self.register_buffer(name, tensor, persistent=False)
+        self.start = centroids.detach()
         self.shape = shape
-        self.mask = mask
         self.finished = False
 
     def right_inverse(self, weight: Tensor) -> Tensor:
-        """The scaled centroids, which the optimiser sees in place of the weight."""
-        return self.start
+        """The centroids, which the optimiser sees in place of the weight."""
+        return self.start.clone()
 
-    @property
-    def centroids(self) -> Tensor:
-        """The centroids as they are now."""
-        return self.parameter.detach() / self.scale
-
-    def forward(self, scaled: Tensor) -> Tensor:
+    def forward(self, centroids: Tensor) -> Tensor:
         """The dense weight."""
         if self.finished:
             # Under another name, the tied weight was brought back to its dense form already.
-            return scaled
-        found: Tensor = _Lookup.apply(scaled / self.scale, self)  # type: ignore[no-untyped-call]
+            return centroids
+        found: Tensor = _Lookup.apply(centroids, self)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -66,19 +69,42 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, centroids: Tensor, holder: Shared) -> Tensor:
-        ctx.holder, ctx.count = holder, centroids.numel()
+        ctx.holder = holder
         values = centroids.index_select(0, holder.indices)
-        if holder.mask is None:
+        if holder.places is None:
             return values.reshape(holder.shape)
-        return values.new_zeros(holder.shape).masked_scatter_(holder.mask, values)
+        dense = values.new_zeros(math.prod(holder.shape)).index_copy_(0, holder.places, values)
+        return dense.reshape(holder.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         holder, (gradient,) = ctx.holder, gradients
-        kept = gradient.reshape(-1) if holder.mask is None else gradient[holder.mask]
+        flat = gradient.reshape(-1)
+        kept = flat if holder.places is None else flat.index_select(0, holder.places)
         # In double precision: a cluster can have millions of elements.
-        sums = torch.bincount(holder.indices, kept.double(), ctx.count)
-        return sums.to(gradient.dtype), None
+        sums = torch.zeros_like(holder.counts, dtype=torch.float64)
+        sums.index_add_(0, holder.indices, kept.double())
+        return (sums / holder.counts).to(gradient.dtype), None
+
+
+def centroids_of(module: nn.Module, name: str) -> Tensor:
+    """The centroids that stand for a weight inside of `shared`, as they are now, on the CPU."""
+    path, _, leaf = name.rpartition(".")
+    found: Any = module.get_submodule(path)
+    centroids: Tensor = found.parametrizations[leaf].original
+    return centroids.detach().cpu().clone()
+
+
+def axes_of(module: nn.Module) -> dict[Tensor, int]:
+    """Numbers of axes of the weights that parameters stand for.
+
+    Centroids are a vector; penalties on weights, and none on biases, have to see the weight.
+    """
+    found: dict[Tensor, int] = {one: one.dim() for one in module.parameters()}
+    for part in module.modules():
+        if isinstance(part, parametrize.ParametrizationList) and isinstance(part[0], Shared):
+            found[part.original] = len(part[0].shape)
+    return found
 
 
 def codebook_of(encoding: Encoding) -> Codebook | None:
@@ -91,15 +117,15 @@ def codebook_of(encoding: Encoding) -> Codebook | None:
 def shared(module: nn.Module, encodings: Mapping[str, Encoding]) -> Iterator[dict[str, Shared]]:
     """Let the centroids of weights stand for the weights, by parametrisations.
 
-    Afterwards, after an error too, the parametrisations are gone, and the parameters are the same
-    objects as before and hold the dense weights.
+    Inside, `centroids_of` gives them. Afterwards, after an error too, the parametrisations are
+    gone, and the parameters are the same objects as before and hold the dense weights.
 
     Args:
         module: a captured module; its weights are changed in place.
         encodings: by weight name, each with a codebook: of all its elements, or of the kept ones.
 
     Yields:
-        What makes each weight, by its name; its centroids change as the module trains.
+        What makes each weight, by its name.
 
     Raises:
         SpecError: when an encoding has no codebook.
@@ -111,7 +137,6 @@ def shared(module: nn.Module, encodings: Mapping[str, Encoding]) -> Iterator[dic
             weight = tensor_of(module, name)
             holder = holders.setdefault(id(weight), _holder(name, encoding))
             stack.enter_context(_dense_again(module, name, holder))
-            holder.parameter = weight
             by_name[name] = holder
         yield by_name
 

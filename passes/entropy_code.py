@@ -1,23 +1,22 @@
 """Entropy coding of weights: as few bits as their frequencies allow."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import fx
 
 from shohin.ir.codebook import Codebook
-from shohin.ir.coding import Coder, encode_smallest, entropy_bits
+from shohin.ir.coding import CODERS, Coder, entropy_bits
 from shohin.ir.encodings import Encoding, Json, Sparse
-from shohin.ir.gaps import codes_of, gap_codes, gaps_of, likely_gap_bits
+from shohin.ir.gaps import gap_codes
 from shohin.ir.program import Fact, Program, Stage, readers, tensor_of, tied_names
 from shohin.passes.base import Context, Pass, PassResult
 from shohin.passes.remarks import NodeCost, Reason
+from shohin.passes.sharing.coding import entropy_coded
 
 _GAP_BITS = range(1, 9)
-_TRIED_WIDTHS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +25,8 @@ class EntropyCode(Pass):
 
     The indices of codebooks and the gaps between non-zeros are coded apart, each tensor with a
     table of its own (Deep Compression, arXiv 1510.00149, section 4). Values do not change, and
-    what the coder would make larger stays as it is. Before::
+    what the coder would not make smaller stays as it is. Biases and normalisations that are stored
+    as plain numbers have nothing to code, and are passed over in silence. Before::
 
         @fc.weight: float32[10,64] sparse 10.0% of codebook of 32 (232 bytes)
 
@@ -68,8 +68,9 @@ class EntropyCode(Pass):
             elif not context.allows(node.name):
                 detail = f"{names[0]} may not be changed"
                 context.skipped(node, Reason.EXCLUDED_BY_OPTION, detail)
+            elif (coded := entropy_coded(held, self._coders(), self.gap_bits)) is held:
+                context.skipped(node, *_unchanged(names[0], held))
             else:
-                coded = self._coded(held)
                 encodings |= dict.fromkeys(names, coded)
                 _remark(node, names[0], held, coded, context)
         if all(encodings[name] is program.encodings[name] for name in encodings):
@@ -77,37 +78,8 @@ class EntropyCode(Pass):
         after = replace(program, encodings=encodings, stage=Stage.ANNOTATED)
         return PassResult(after, modified=True)
 
-    def _coded(self, encoding: Encoding) -> Encoding:
-        if isinstance(encoding, Codebook):
-            symbols = encoding.indices.reshape(-1).numpy()
-            coder, _ = self._smallest(symbols, encoding.centroids.numel())
-            return replace(encoding, coder=coder)
-        if isinstance(encoding, Sparse):
-            width, coder = self._gaps(encoding)
-            values = self._coded(encoding.values)
-            return replace(encoding, values=values, gap_bits=width, coder=coder)
-        return encoding
-
-    def _gaps(self, sparse: Sparse) -> tuple[int, Coder]:
-        """Width and coder of the gaps."""
-        gaps = gaps_of(sparse.mask)
-        likely = likely_gap_bits(gaps)[:_TRIED_WIDTHS]
-        options = {
-            width: self._smallest(codes_of(gaps, width).astype(np.uint8), 1 << width)
-            for width in ([self.gap_bits] if self.gap_bits else likely)
-        }
-        best = min(options, key=lambda width: (options[width][1], width))
-        plain = -(-sparse.codes() * sparse.gap_bits // 8)
-        if sparse.coder == "plain" and not self.gap_bits and plain <= options[best][1]:
-            return sparse.gap_bits, "plain"
-        return best, options[best][0]
-
-    def _smallest(self, symbols: NDArray[np.uint8], alphabet: int) -> tuple[Coder, int]:
-        """The coder that takes the fewest bytes, and how many."""
-        coders: tuple[Coder, ...] = ("plain", "huffman", "ans")
-        chosen = coders if self.coder == "auto" else ("plain", self.coder)
-        best, coded = encode_smallest(symbols, alphabet, chosen)
-        return best, sum(tensor.numel() for tensor in coded.values())
+    def _coders(self) -> tuple[Coder, ...]:
+        return CODERS if self.coder == "auto" else ("plain", self.coder)
 
 
 def _weights(program: Program) -> Iterator[tuple[list[str], fx.Node]]:
@@ -118,19 +90,55 @@ def _weights(program: Program) -> Iterator[tuple[list[str], fx.Node]]:
             yield tied, node
 
 
+def _unchanged(name: str, held: Codebook | Sparse) -> tuple[Reason, str]:
+    """Why a weight stays as it is stored."""
+    values = held.values if isinstance(held, Sparse) else held
+    stored = f"{name} is stored as {held.describe()}, {held.stored_bytes():,} bytes"
+    coders = {one.coder for one in (held, values) if isinstance(one, (Codebook, Sparse))}
+    if coders == {"plain"}:
+        return Reason.TOO_SMALL, f"{stored}; coded it would take no fewer"
+    return Reason.ALREADY_ENCODED, f"{stored}; coded again it would be the same"
+
+
 def _remark(node: fx.Node, name: str, before: Encoding, after: Encoding, context: Context) -> None:
     figures = stream_figures(after)
-    sizes = before.stored_bytes(), after.stored_bytes()
-    count = after.nonzeros()
+    sizes, count = (before.stored_bytes(), after.stored_bytes()), after.nonzeros()
+    weights = after.values.parameters() if isinstance(after, Sparse) else after.parameters()
+    detail = f"{name}: {sizes[0]:,} to {sizes[1]:,} bytes; {_streams(figures, weights)}"
     context.changed(
         node,
         "coded",
-        f"{name}: {sizes[0]:,} to {sizes[1]:,} bytes, "
-        f"{8 * sizes[1] / max(1, count):.2f} bits a weight that is not zero",
+        detail,
         before=NodeCost(count, 0, sizes[0]),
         after=NodeCost(count, 0, sizes[1]),
         figures=figures,
     )
+    # Reports show notes one by one; of changes they give the number.
+    context.noted("streams", detail)
+
+
+def _streams(figures: Mapping[str, Json], weights: int) -> str:
+    """What a weight's indices and gaps take, and the least that they could.
+
+    Args:
+        figures: those of `stream_figures`.
+        weights: number of elements with an index.
+    """
+
+    def number(key: str) -> float:
+        return float(str(figures.get(key, 0)))
+
+    parts = []
+    for prefix, label in (("index", "indices"), ("gap", "gaps")):
+        if f"{prefix}_coder" in figures:
+            sizes = (number(f"{prefix}_bytes"), number(f"{prefix}_entropy_bytes"))
+            taken, least = (8 * size / max(1, weights) for size in sizes)
+            coder = figures[f"{prefix}_coder"]
+            parts.append(f"{label} {taken:.2f} bits a weight ({coder}, entropy {least:.2f})")
+    if "index_codebook_bytes" in figures:
+        parts.append(f"codebook {number('index_codebook_bytes'):,.0f} bytes")
+    tables = number("index_table_bytes") + number("gap_table_bytes")
+    return ", ".join([*parts, f"tables {tables:,.0f} bytes"])
 
 
 def stream_figures(encoding: Encoding) -> dict[str, Json]:

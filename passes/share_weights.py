@@ -1,7 +1,7 @@
 """Weight sharing: every weight one of a few values."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -14,19 +14,23 @@ from shohin.passes.analyses.cost import Cost, cost
 from shohin.passes.base import Context, Pass, PassResult
 from shohin.passes.pruning.candidates import (
     Candidate,
+    all_names,
     check_patterns,
     find_candidates,
     is_excluded,
     obstacle,
-    value_for,
+    pieces,
+    value_for_names,
 )
+from shohin.passes.pruning.reconstruction import unsupported
 from shohin.passes.remarks import Reason
-from shohin.passes.sharing.allocation import bits_for_bytes, bits_for_drop, options_of
+from shohin.passes.sharing.allocation import options_of
 from shohin.passes.sharing.clusters import Initialisation
-from shohin.passes.sharing.compensation import compensate
 from shohin.passes.sharing.importance import Importance, importance_of
-from shohin.passes.sharing.layers import Layer, Sharing, find_biases, layer_of, share
-from shohin.passes.sharing.tuning import replaced, tune_centroids
+from shohin.passes.sharing.layers import DTYPES, Layer, Sharing, find_biases, layer_of
+from shohin.passes.sharing.making import Made, Maker
+from shohin.passes.sharing.targets import make_for_bytes, make_for_drop
+from shohin.passes.sharing.tuning import tune_centroids
 
 _BITS = 5
 _MOST_BITS = 8
@@ -50,29 +54,41 @@ class ShareWeights(Pass):
         @fc.weight: float32[10,64] sparse 10.0% of codebook of 32 (232 bytes)
 
     Where a training function is given, the centroids are trained with the assignments fixed, the
-    gradient of a centroid being the sum of those of its weights. When the training diverges, a
+    gradient of a centroid being the mean of those of its weights. (The paper takes the sum; with
+    the mean, a learning rate that suits weights suits centroids.) When the training diverges, a
     warning says so and the centroids are those before it.
+
+    Weights of any floating-point type from 16 bits on are clustered in single precision, and
+    centroids are stored in the weight's own type. Weights that anything but convolutions and linear
+    maps reads, as embeddings that are tied to a head, are left as they are, and so are weights
+    with elements that are NaN or infinite.
 
     Attributes:
         bits: width of an index, 1 to 8.
-        conv: the same for convolutions alone.
-        linear: the same for linear maps alone.
-        layers: bits by weight name or shell pattern, which win over the three above.
+        conv: the same for convolutions alone; holds under a target, too.
+        linear: the same for linear maps alone; holds under a target, too.
+        layers: bits by weight name or shell pattern, which win over the three above; they hold
+            under a target, too.
         biases: width of the indices of biases, which are shared as well where it is given.
         exclude: weight names or shell patterns to leave as they are.
         start: where k-means starts: ``linear`` spreads centroids evenly from the least to the
             largest weight, ``density`` evenly over their ranks, ``random`` takes some weights.
         importance: what an error of a weight counts: ``none`` all alike, ``hessian`` the second
             derivative of the loss, ``activations`` the mean square of the input it multiplies.
-            The last two need calibration batches.
+            The last two need calibration batches. Errors of layers without a rule for it count
+            alike, with a note: for ``activations``, all but conv2d and linear.
         compensate: let the elements of each layer, and its bias, make up for each other's errors:
-            for users who cannot train (GPTQ, arXiv 2210.17323). Needs calibration batches.
+            for users who cannot train (GPTQ, arXiv 2210.17323). Needs calibration batches. Layers
+            that are neither conv2d nor linear, or very wide, are shared without, with a note.
         tune: ``auto`` trains the centroids where there is a training function, ``all`` insists on
             it, ``none`` never does.
-        target_bytes: instead of `bits`, the least error whose entropy-coded weights take at most so
-            many bytes.
+        target_bytes: instead of `bits`, the least error for which all weights of the program take
+            at most so many bytes: the encodings that ``entropy-code`` gives them, those of biases
+            and of weights that are not shared included. The file's header comes on top, and some 20
+            bytes that frame each weight.
         target_drop: instead of `bits`, the fewest for which the evaluation falls by at most this,
-            before the centroids are trained.
+            with biases shared and errors compensated where that is asked for, but before the
+            centroids are trained.
     """
 
     name: ClassVar[str] = "share-weights"
@@ -107,6 +123,10 @@ class ShareWeights(Pass):
         if self.target_bytes is not None and self.target_drop is not None:
             problem = "does not go together with 'target_drop'"
             raise SpecError("share-weights target_bytes", problem, "give one of the two")
+        target = "target_bytes" if self.target_bytes is not None else "target_drop"
+        if self._has_target and self.bits != _BITS:
+            hint = "fix those of some weights by 'conv', 'linear' or 'layers'"
+            raise SpecError("share-weights bits", f"does not go together with '{target}'", hint)
 
     def check_context(self, context: Context) -> None:
         """Check that calibration, evaluation and training are there where they are needed."""
@@ -133,25 +153,24 @@ class ShareWeights(Pass):
         """
         self.check_context(context)
         found = find_candidates(program)
-        names = [candidate.name for candidate in found]
+        names = all_names(found)
         check_patterns("share-weights layers", self.layers, names)
         check_patterns("share-weights exclude", self.exclude, names)
         usable = [one for one in found if self._is_usable(program, one, context)]
-        importance = importance_of(program, usable, self.importance, context)
-        layers = [layer_of(program, one, importance) for one in usable]
-        every = self._share(program, layers, context)
-        sharings = [one for one in every if _is_smaller(program, one, context)]
         before = context.analyses.get(cost, program)
-        if self.compensate and sharings:
-            sharings = compensate(program, sharings, context)
-        biases = self._share_biases(program, context)
-        sharings += [one for one in biases if _is_smaller(program, one, context)]
-        if not sharings:
+        made = self._make(self._maker(program, usable, context))
+        for sharing in made.refused:
+            _remark_refused(sharing, context)
+        if not made.sharings:
             return PassResult(program, modified=False)
-        shared = self._tune(_encoded(program, sharings), context)
-        for sharing in sharings:
+        shared = self._tune(_encoded(program, made.sharings), context)
+        for sharing in made.sharings:
             _remark(before, shared, sharing, context)
         return PassResult(shared, modified=True)
+
+    @property
+    def _has_target(self) -> bool:
+        return self.target_bytes is not None or self.target_drop is not None
 
     def _is_usable(self, program: Program, candidate: Candidate, context: Context) -> bool:
         if is_excluded(candidate, self.exclude, context):
@@ -163,72 +182,60 @@ class ShareWeights(Pass):
         found = obstacle(program, candidate)
         if found is None and not _count(program, candidate):
             found = Reason.TOO_SMALL, f"{candidate.name} has no elements left"
-        if found is None and candidate.weight.dtype != torch.float32:
-            dtype = candidate.weight.dtype
-            found = Reason.NOT_APPLICABLE, f"{candidate.name} has elements of type {dtype}"
+        if found is None:
+            found = _beyond_single_precision(candidate)
         if found is not None:
             context.skipped(candidate.node, *found)
         return found is None
 
-    def _share(self, program: Program, layers: Sequence[Layer], context: Context) -> list[Sharing]:
-        bits = self._bits(program, layers, context)
-        done = []
-        for index, layer in enumerate(layers):
-            context.progress(index, len(layers), f"clusters of {layer.name}")
-            done.append(self._cluster(layer, bits[layer.name], context))
-        return done
+    def _maker(self, program: Program, usable: Sequence[Candidate], context: Context) -> Maker:
+        importance = importance_of(program, usable, self.importance, context)
+        return Maker(
+            program,
+            [layer_of(program, one, importance) for one in usable],
+            self._biases(program, context),
+            self.biases or _BITS,
+            self.start,
+            frozenset(self._compensated(program, usable, context)),
+            context,
+        )
 
-    def _share_biases(self, program: Program, context: Context) -> list[Sharing]:
+    def _biases(self, program: Program, context: Context) -> list[Candidate]:
         if self.biases is None:
             return []
         found = find_biases(program, find_candidates(program))
-        usable = [one for one in found if self._is_usable(program, one, context)]
-        layers = [layer_of(program, one, {}) for one in usable]
-        return [self._cluster(layer, self.biases, context) for layer in layers]
+        return [one for one in found if self._is_usable(program, one, context)]
 
-    def _cluster(self, layer: Layer, bits: int, context: Context) -> Sharing:
-        return share(layer, bits, self.start, context.seed)
+    def _compensated(
+        self, program: Program, usable: Sequence[Candidate], context: Context
+    ) -> Iterator[str]:
+        for candidate in usable if self.compensate else ():
+            found = unsupported(program, candidate)
+            if found is None:
+                yield candidate.name
+            else:
+                context.noted("compensate", f"{found[1]}; it is shared without compensation")
 
-    def _bits(
-        self, program: Program, layers: Sequence[Layer], context: Context
-    ) -> Mapping[str, int]:
-        fixed = {layer.name: self._given(layer.candidate) for layer in layers}
-        if self.target_bytes is None and self.target_drop is None:
-            return fixed
-        own = {one.name: value_for(one.name, self.layers) for one in layers}
-        options = {
-            layer.name: options_of(
-                [layer],
-                lambda layer, bits: self._cluster(layer, bits, context),
-                range(1, _MOST_BITS + 1) if own[layer.name] is None else [fixed[layer.name]],
-            )[layer.name]
-            for layer in layers
-        }
+    def _make(self, maker: Maker) -> Made:
+        if not self._has_target:
+            bits = {layer.name: self._given(layer.candidate) for layer in maker.layers}
+            return maker.make(bits)
+        options = options_of(maker.layers, maker.cluster, self._widths)
         if self.target_bytes is not None:
-            return bits_for_bytes(options, self.target_bytes)
-        return bits_for_drop(options, self._acceptable(program, layers, context))
+            return make_for_bytes(maker, options, self.target_bytes)
+        return make_for_drop(maker, options, self.target_drop or 0.0)
+
+    def _widths(self, layer: Layer) -> Sequence[int]:
+        """The bits that a layer may have under a target."""
+        pinned = self._pinned(layer.candidate)
+        return range(1, _MOST_BITS + 1) if pinned is None else [pinned]
+
+    def _pinned(self, candidate: Candidate) -> int | None:
+        kind = self.linear if candidate.linear else self.conv
+        return value_for_names(candidate.spellings, self.layers) or kind
 
     def _given(self, candidate: Candidate) -> int:
-        kind = self.linear if candidate.linear else self.conv
-        return value_for(candidate.name, self.layers) or kind or self.bits
-
-    def _acceptable(
-        self, program: Program, layers: Sequence[Layer], context: Context
-    ) -> Callable[[Mapping[str, int]], bool]:
-        """Tells whether the evaluation with so many bits for each layer falls by little enough."""
-        evaluate, drop = context.evaluate, self.target_drop
-        if evaluate is None or drop is None:
-            raise AssertionError("checked before the passes ran")
-        before = float(evaluate(program.module))
-
-        def acceptable(bits: Mapping[str, int]) -> bool:
-            sharings = [self._cluster(layer, bits[layer.name], context) for layer in layers]
-            with replaced({one.layer.candidate: one.encoding() for one in sharings}):
-                found = float(evaluate(program.module))
-            context.progress(0, 1, f"evaluation {found:.4g} of {before:.4g}")
-            return found >= before - drop
-
-        return acceptable
+        return self._pinned(candidate) or self.bits
 
     def _tune(self, program: Program, context: Context) -> Program:
         if self.tune == "none" or context.train is None:
@@ -252,25 +259,31 @@ def _count(program: Program, candidate: Candidate) -> int:
     return held.values.parameters() if isinstance(held, Sparse) else candidate.weight.numel()
 
 
-def _is_smaller(program: Program, sharing: Sharing, context: Context) -> bool:
-    """Whether sharing saves bytes; a remark says so where it does not."""
+def _beyond_single_precision(candidate: Candidate) -> tuple[Reason, str] | None:
+    """Why a weight cannot be clustered in single precision; None when it can."""
+    name, weight = candidate.name, candidate.weight.detach()
+    if weight.dtype not in DTYPES:
+        return Reason.NOT_APPLICABLE, f"{name} has elements of type {weight.dtype}"
+    largest = torch.finfo(torch.float32).max
+    if weight.dtype == torch.float64 and any(
+        bool((p.abs() > largest).any()) for p in pieces(weight)
+    ):
+        return Reason.NOT_APPLICABLE, f"{name} has elements beyond single precision"
+    return None
+
+
+def _remark_refused(sharing: Sharing, context: Context) -> None:
     candidate = sharing.layer.candidate
-    sizes = sharing.encoding().stored_bytes(), encoding_of(program, candidate.name).stored_bytes()
-    if sizes[0] < sizes[1]:
-        return True
+    sizes = sharing.encoding().stored_bytes(), sharing.layer.stored.stored_bytes()
     detail = f"{candidate.name} would take {sizes[0]} bytes, and takes {sizes[1]}"
     context.skipped(candidate.node, Reason.TOO_SMALL, detail)
-    return False
 
 
 def _encoded(program: Program, sharings: Sequence[Sharing]) -> Program:
-    """The program with shared weights, whose values are those of their encodings."""
+    """The program with the encodings of its shared weights."""
     encodings = dict(program.encodings)
     for sharing in sharings:
-        candidate, encoding = sharing.layer.candidate, sharing.encoding()
-        encodings |= dict.fromkeys(candidate.names, encoding)
-        with torch.no_grad():
-            candidate.weight.copy_(encoding.materialise())
+        encodings |= dict.fromkeys(sharing.layer.candidate.names, sharing.encoding())
     return replace(program, encodings=encodings, stage=Stage.ANNOTATED)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from shohin.errors import DivergedError, PassError, SpecError
+from shohin.ir.sharing import axes_of
 from shohin.ir.training import trainable
 from shohin.passes.base import Progress
 
@@ -40,7 +41,7 @@ class Trainer:
         optimizer: ``sgd`` or ``adam``.
         momentum: of ``sgd``; the first beta of ``adam``.
         weight_decay: L2 penalty, as PyTorch's optimisers count it; on weights of two axes or more,
-            not on biases and normalisations.
+            not on biases and normalisations. Centroids count as the weights that they stand for.
         l1: L1 penalty on the same weights: the loss rises by ``l1 * sum |w|``.
         schedule: ``cosine`` goes down to 0, ``step`` divides by 10 after half and after three
             quarters of the time, ``constant`` stays.
@@ -89,20 +90,22 @@ class Trainer:
         """Train a module in place; its mode is afterwards what it was.
 
         Raises:
-            DivergedError: when the loss is NaN or infinite, naming epoch and batch. The weights
-                are then those from before that batch.
+            DivergedError: when the loss is NaN or infinite, naming epoch and batch, or what an
+                epoch leaves is. Weights and statistics are then those from before that epoch.
             PassError: when no parameter asks for gradients.
             SpecError: when the loader gives no batches, or something else than batches.
         """
         with _training(module, self.seed, self.loader):
-            parameters = [one for one in module.parameters() if one.requires_grad]
-            if not parameters:
+            weights, others = _split(module)
+            if not weights and not others:
                 raise PassError("trainer", "there is nothing to train: every parameter is frozen")
-            optimizer = self._make_optimizer(parameters)
+            optimizer = self._make_optimizer(weights, others)
             for epoch in range(self.epochs):
-                mean = self._run_epoch(module, optimizer, epoch)
+                where = f"epoch {epoch + 1}"
+                with _last_good(module, where):
+                    mean = self._run_epoch(module, optimizer, epoch)
                 if self.progress is not None:
-                    label = f"epoch {epoch + 1} of {self.epochs}, loss {mean:.4g}"
+                    label = f"{where} of {self.epochs}, loss {mean:.4g}"
                     self.progress(epoch + 1, self.epochs, label)
 
     def _check(self, name: str, fine: bool, expected: str) -> None:
@@ -110,10 +113,12 @@ class Trainer:
             found = f"expected {expected}, got {getattr(self, name)!r}"
             raise SpecError(f"trainer {name}", found)
 
-    def _make_optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def _make_optimizer(
+        self, weights: list[nn.Parameter], others: list[nn.Parameter]
+    ) -> torch.optim.Optimizer:
         groups = [
-            {"params": _weights(parameters), "weight_decay": self.weight_decay},
-            {"params": [one for one in parameters if one.dim() < 2], "weight_decay": 0.0},
+            {"params": weights, "weight_decay": self.weight_decay},
+            {"params": others, "weight_decay": 0.0},
         ]
         if self.optimizer == "adam":
             return torch.optim.Adam(groups, lr=self.learning_rate, betas=(self.momentum, 0.999))
@@ -157,7 +162,7 @@ class Trainer:
             raise DivergedError("trainer", problem, "try a lower learning rate")
         torch.autograd.backward(loss)
         if self.l1:
-            _add_l1(_weights([one for one in module.parameters() if one.requires_grad]), self.l1)
+            _add_l1(optimizer.param_groups[0]["params"], self.l1)
         optimizer.step()
         return value
 
@@ -192,8 +197,41 @@ def _decay(schedule: str, done: float) -> float:
     return 1.0
 
 
-def _weights(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
-    return [one for one in parameters if one.dim() >= 2]
+def _split(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """What is trained: weights of two axes or more, and the others."""
+    axes = axes_of(module)
+    trained = [one for one in module.parameters() if one.requires_grad]
+    weights = [one for one in trained if axes[one] >= 2]
+    return weights, [one for one in trained if axes[one] < 2]
+
+
+@contextmanager
+def _last_good(module: nn.Module, where: str) -> Iterator[None]:
+    """Bring weights and statistics back when a training diverges, or leaves what is not finite."""
+    before = {name: one.clone() for name, one in _state(module)}
+    try:
+        yield
+        for name, one in _state(module):
+            if _diverged(before[name], one):
+                plain = name.replace("parametrizations.", "").removesuffix(".original")
+                problem = f"{plain} is NaN or infinite after {where}"
+                raise DivergedError("trainer", problem, "try a lower learning rate")
+    except DivergedError:
+        for name, one in _state(module):
+            one.copy_(before[name])
+        raise
+
+
+def _diverged(before: Tensor, after: Tensor) -> bool:
+    """Whether an element is not finite any more; some constants have infinite ones."""
+    found = torch.isfinite(after)
+    return not bool(found.all()) and bool((torch.isfinite(before) & ~found).any())
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights and statistics."""
+    named = module.state_dict().items()
+    return ((name, one) for name, one in named if isinstance(one, Tensor))
 
 
 def _add_l1(weights: list[nn.Parameter], factor: float) -> None:

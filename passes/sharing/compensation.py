@@ -8,7 +8,7 @@ problem. Layers are taken in data-flow order, each for the inputs that those bef
 against the responses of the original network. All of it is float64.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +21,7 @@ from shohin.passes.base import Context
 from shohin.passes.pruning.moments import Sampling
 from shohin.passes.pruning.reconstruction import Surgeon, find_layers
 from shohin.passes.pruning.surgeon import Problem, reconstruct, submatrices
-from shohin.passes.sharing.layers import Sharing
+from shohin.passes.sharing.layers import Sharing, round_to, write
 
 _DAMPING = 0.01
 _POSITIONS = 1024
@@ -29,12 +29,16 @@ _COHERENCE = 4.0
 _MEMORY = 1 << 30  # bytes of activations that are kept between layers
 
 
-def compensate(program: Program, sharings: Sequence[Sharing], context: Context) -> list[Sharing]:
+def compensate(
+    program: Program, sharings: Sequence[Sharing], names: Collection[str], context: Context
+) -> list[Sharing]:
     """Assign the elements of weights to their centroids anew, and fit the centroids.
 
     Args:
         program: changed in place: weights, and biases that nothing else reads.
-        sharings: of convolutions and linear maps, with centroids to start from.
+        sharings: with centroids to start from.
+        names: the weights to compensate, of two-dimensional convolutions and linear maps; the
+            others are shared as they are.
         context: gives the calibration batches.
 
     Returns:
@@ -45,12 +49,15 @@ def compensate(program: Program, sharings: Sequence[Sharing], context: Context) 
         UnsupportedError: naming a layer that is neither conv2d nor linear, or too wide.
         PassError: naming a layer whose inputs are not finite.
     """
-    known = {one.layer.name: one for one in sharings}
+    known = {one.layer.name: one for one in sharings if one.layer.name in names}
     batches = list(context.calibration)
     surgeon = Surgeon(
         program, batches, _DAMPING, Sampling(_POSITIONS, context.seed, _COHERENCE), _MEMORY
     )
-    found = {}
+    found = {one.layer.name: one for one in sharings}
+    # Layers after them make up for the errors of those that are left alone, too.
+    for one in (one for name, one in found.items() if name not in known):
+        write(one)
     for done, layer in enumerate(find_layers(program, list(known))):
         context.progress(done, len(known), f"responses of {layer.name}")
         sharing = known[layer.name]
@@ -136,8 +143,9 @@ def fit_centroids(problem: Problem, assigned: Tensor, centroids: Tensor) -> Tens
 
 
 def _sharing(sharing: Sharing, assigned: Tensor, centroids: Tensor) -> Sharing:
-    """With the centroids ascending, different and used, in single precision."""
-    values = centroids.float()[assigned[assigned >= 0]].numpy()
+    """With the centroids ascending, different and used, as the weight's element type has them."""
+    rounded = torch.from_numpy(round_to(centroids.float().numpy(), sharing.layer.dtype))
+    values = rounded[assigned[assigned >= 0]].numpy()
     table, numbers = np.unique(values, return_inverse=True)
     return replace(sharing, centroids=table, indices=numbers.reshape(-1).astype(np.uint8))
 

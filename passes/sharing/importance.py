@@ -10,8 +10,8 @@ from shohin.errors import InputError
 from shohin.ir.program import Program
 from shohin.passes.base import Context
 from shohin.passes.pruning.candidates import Candidate
-from shohin.passes.pruning.obd import diagonal_hessian
-from shohin.passes.pruning.unfolding import unfolding_of
+from shohin.passes.pruning.obd import diagonal_hessian, unsupported_weights
+from shohin.passes.pruning.unfolding import can_unfold, unfolding_of
 
 Importance: TypeAlias = Literal["none", "hessian", "activations"]
 
@@ -23,28 +23,52 @@ def importance_of(
 
     ``hessian`` is the diagonal of the loss' Hessian (LeCun et al. 1989), ``activations`` the mean
     square of the input that each weight multiplies, which is that of its layer's squared error.
+    Weights for which there is no rule have none; notes say so.
 
     Raises:
         InputError: when there are no calibration batches.
     """
-    names = [candidate.name for candidate in candidates]
     if kind == "hessian":
-        return diagonal_hessian(program, names, context.calibration, context.progress)
+        return _second_derivatives(program, [one.name for one in candidates], context)
     if kind == "activations":
         return _mean_squares(program, candidates, context)
     return {}
 
 
+def _second_derivatives(
+    program: Program, names: Sequence[str], context: Context
+) -> dict[str, Tensor]:
+    unsupported = unsupported_weights(program, names, context.calibration)
+    for name, error in unsupported.items():
+        _note(context, name, str(error))
+    known = [name for name in names if name not in unsupported]
+    return diagonal_hessian(program, known, context.calibration, context.progress) if known else {}
+
+
 def _mean_squares(
     program: Program, candidates: Sequence[Candidate], context: Context
 ) -> dict[str, Tensor]:
-    recorder = _Recorder(program.module, candidates)
+    known = []
+    for one in candidates:
+        strange = next((op.node for op in one.operations if not can_unfold(op)), None)
+        if strange is None:
+            known.append(one)
+        else:
+            detail = f"it is read by {strange.target}, expected conv2d or linear"
+            _note(context, one.name, detail)
+    if not known:
+        return {}
+    recorder = _Recorder(program.module, known)
     for batch in context.calibration:
         with torch.inference_mode():
             recorder.run(*batch)
     if not recorder.columns:
         raise InputError("calibration", "expected at least one batch, got none")
-    return {one.name: recorder.spread(one) for one in candidates}
+    return {one.name: recorder.spread(one) for one in known}
+
+
+def _note(context: Context, name: str, problem: str) -> None:
+    context.noted("importance", f"all errors of {name} count alike: {problem}")
 
 
 class _Recorder(fx.Interpreter):

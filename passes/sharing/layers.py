@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shohin.ir.codebook import Codebook
-from shohin.ir.coding import entropy_bits
 from shohin.ir.encodings import Encoding, Sparse
-from shohin.ir.gaps import codes_of, gaps_of
-from shohin.ir.program import Program, tensor_of
+from shohin.ir.program import Program, encoding_of, tensor_of
 from shohin.passes.analyses.operators import WeightedOperation
 from shohin.passes.pruning.candidates import Candidate
-from shohin.passes.sharing.clusters import Initialisation, cluster
+from shohin.passes.sharing.clusters import Clusters, Initialisation, cluster, nearest
+from shohin.passes.sharing.coding import entropy_coded, smallest
 
-_CENTROID_BITS = 32
+DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+"""Element types of weights that can share values; they are clustered in single precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,13 +27,14 @@ class Layer:
 
     Attributes:
         candidate: the weight.
-        held: how the weight is stored where only some elements are kept; None for all of them.
-        values: float32 ``[n]``, the kept elements in row-major order.
+        stored: how it is stored now.
+        values: float32 ``[n]``, the kept elements in row-major order; a view where that is
+            possible, so they change with the weight.
         importance: positive ``[n]``, how much the square of an error matters; None for all alike.
     """
 
     candidate: Candidate
-    held: Sparse | None
+    stored: Encoding
     values: NDArray[np.float32]
     importance: NDArray[np.float32] | None
 
@@ -42,13 +43,37 @@ class Layer:
         """Name of the weight."""
         return self.candidate.name
 
+    @property
+    def held(self) -> Sparse | None:
+        """How the weight is stored where only some elements are kept; None for all of them."""
+        return self.stored if isinstance(self.stored, Sparse) else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of the weight."""
+        return self.candidate.weight.dtype
+
     @cached_property
-    def gap_bits(self) -> float:
-        """Entropy of the gaps between kept elements, in the width where it is least."""
-        if self.held is None:
-            return 0.0
-        gaps = gaps_of(self.held.mask)
-        return min(entropy_bits(np.bincount(codes_of(gaps, width))) for width in range(1, 9))
+    def energy(self) -> float:
+        """Sum of the squares of the elements, each times its importance."""
+        return _weighted(self.values, self.importance)
+
+    @cached_property
+    def coded_bytes(self) -> int:
+        """Size of the weight as it is, entropy coded."""
+        return self._coded.stored_bytes()
+
+    @cached_property
+    def gap_bytes(self) -> int:
+        """Size of the gaps between kept elements, entropy coded."""
+        coded = self._coded
+        if not isinstance(coded, Sparse):
+            return 0
+        return coded.stored_bytes() - coded.values.stored_bytes()
+
+    @cached_property
+    def _coded(self) -> Encoding:
+        return entropy_coded(self.stored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,19 +96,25 @@ class Sharing:
     def error(self) -> float:
         """Sum of the squared errors, each times its importance."""
         lack = self.layer.values - self.centroids[self.indices]
-        square = np.square(lack, dtype=np.float64)
-        importance = self.layer.importance
-        return float(square.sum() if importance is None else square @ importance)
+        return _weighted(lack, self.layer.importance)
 
-    @property
-    def coded_bits(self) -> float:
-        """Entropies of indices and gaps, and the table of centroids."""
-        indices = entropy_bits(np.bincount(self.indices))
-        return indices + _CENTROID_BITS * self.centroids.size + self.layer.gap_bits
+    @cached_property
+    def smaller(self) -> bool:
+        """Whether it takes fewer bytes than the weight does now, before entropy coding."""
+        return self.encoding().stored_bytes() < self.layer.stored.stored_bytes()
+
+    @cached_property
+    def coded_bytes(self) -> int:
+        """Size of the encoding, entropy coded, with centroids of the weight's own element type.
+
+        Some can be stored narrower than that, but no more once they were trained.
+        """
+        _, indices = smallest(self.indices, self.centroids.size)
+        return indices + self.layer.dtype.itemsize * self.centroids.size + self.layer.gap_bytes
 
     def encoding(self) -> Encoding:
         """The weight as it is stored."""
-        held, centroids = self.layer.held, torch.from_numpy(self.centroids)
+        held, centroids = self.layer.held, torch.from_numpy(self.centroids).to(self.layer.dtype)
         indices = torch.from_numpy(self.indices)
         if held is None:
             return Codebook(centroids, indices.reshape(self.layer.candidate.weight.shape))
@@ -92,12 +123,12 @@ class Sharing:
 
 def layer_of(program: Program, candidate: Candidate, importance: Mapping[str, Tensor]) -> Layer:
     """The elements of a weight that are to be clustered: the kept ones of a sparse weight."""
-    encoding = program.encodings.get(candidate.name)
-    held = encoding if isinstance(encoding, Sparse) else None
+    stored = encoding_of(program, candidate.name)
+    held = stored if isinstance(stored, Sparse) else None
     given = importance.get(candidate.name)
     return Layer(
         candidate,
-        held,
+        stored,
         _kept(candidate.weight, held),
         None if given is None else _positive(_kept(given, held)),
     )
@@ -125,7 +156,33 @@ def find_biases(program: Program, candidates: Sequence[Candidate]) -> list[Candi
 def share(layer: Layer, bits: int, start: Initialisation, seed: int) -> Sharing:
     """Cluster the elements of a weight into at most ``2**bits`` values."""
     found = cluster(layer.values, 1 << bits, start=start, importance=layer.importance, seed=seed)
+    if layer.dtype in (torch.float16, torch.bfloat16):
+        found = _rounded(layer, found)
     return Sharing(layer, bits, found.centroids, found.indices)
+
+
+def write(sharing: Sharing) -> None:
+    """Give a weight of a program the values that it is stored with."""
+    with torch.no_grad():
+        sharing.layer.candidate.weight.copy_(sharing.encoding().materialise())
+
+
+def round_to(values: NDArray[np.float32], dtype: torch.dtype) -> NDArray[np.float32]:
+    """The nearest numbers that an element type has."""
+    return torch.from_numpy(values).to(dtype).float().numpy()
+
+
+def _rounded(layer: Layer, found: Clusters) -> Clusters:
+    """Centroids that the weight's element type has, different and none without elements."""
+    centroids = np.unique(round_to(found.centroids, layer.dtype))
+    used, indices = np.unique(nearest(layer.values, centroids), return_inverse=True)
+    return Clusters(centroids[used], indices.reshape(-1).astype(np.uint8))
+
+
+def _weighted(values: NDArray[np.float32], importance: NDArray[np.float32] | None) -> float:
+    """Sum of squares, each times its importance."""
+    squares = np.square(values, dtype=np.float64)
+    return float(squares.sum() if importance is None else squares @ importance)
 
 
 def _kept(tensor: Tensor, held: Sparse | None) -> NDArray[np.float32]:

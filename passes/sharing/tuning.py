@@ -1,7 +1,5 @@
 """Training of centroids, the assignments fixed."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -10,10 +8,10 @@ from torch import Tensor
 from shohin.errors import DivergedError
 from shohin.ir.encodings import Encoding, Sparse
 from shohin.ir.program import Program
-from shohin.ir.sharing import codebook_of, shared
+from shohin.ir.sharing import centroids_of, codebook_of, shared
 from shohin.ir.training import trainable
 from shohin.passes.base import Context
-from shohin.passes.pruning.candidates import Candidate, is_plain
+from shohin.passes.pruning.candidates import is_plain
 from shohin.passes.pruning.retraining import stored_encodings
 from shohin.passes.training import check_trained, restore, snapshot, trainer_of
 
@@ -42,34 +40,22 @@ def tune_centroids(program: Program, context: Context) -> Program:
     try:
         with (
             trainable(program.module, masks=masks, frozen=[*fixed]),
-            shared(program.module, books) as holders,
+            shared(program.module, books),
             torch.random.fork_rng(devices=[]),
         ):
             torch.manual_seed(context.seed)
             trainer_of(context, "centroids", 0)(program.module)
-            found = {name: holder.centroids for name, holder in holders.items()}
+            found = {name: centroids_of(program.module, name) for name in books}
         check_trained(program, "training of centroids")
     except DivergedError:
         restore(program, before)
         raise
+    finally:
+        # A training function may have moved the module to an accelerator.
+        program.module.cpu()
     encodings = stored_encodings(program)
     encodings |= {name: _with_centroids(books[name], found[name]) for name in books}
     return replace(program, encodings=encodings)
-
-
-@contextmanager
-def replaced(weights: Mapping[Candidate, Encoding]) -> Iterator[None]:
-    """Let weights be what encodings say for a while."""
-    before = {candidate: candidate.weight.detach().clone() for candidate in weights}
-    try:
-        with torch.no_grad():
-            for candidate, encoding in weights.items():
-                candidate.weight.copy_(encoding.materialise())
-        yield
-    finally:
-        with torch.no_grad():
-            for candidate, weight in before.items():
-                candidate.weight.copy_(weight)
 
 
 def _with_centroids(encoding: Encoding, centroids: Tensor) -> Encoding:

@@ -13,7 +13,7 @@ from shohin.ir.encodings import Sparse, same_bits
 from shohin.ir.program import Fact, tensor_of
 from shohin.ir.serialise import save_program
 from shohin.ir.sharing import codebook_of
-from shohin.passes.entropy_code import EntropyCode
+from shohin.passes.entropy_code import EntropyCode, stream_figures
 from shohin.passes.remarks import Reason
 
 COMPRESSION = "prune{density=0.1}, share-weights{bits=4}"
@@ -69,6 +69,8 @@ def test_large_layers_come_close_to_their_entropy(coder, excess):
     nn.init.normal_(program.module.get_parameter("weight"))
     result = optimize(program, f"{COMPRESSION}, entropy-code{{coder={coder}}}")
     (remark,) = (one for one in result.report.remarks if one.reason == "coded")
+    (note,) = result.report.notes()
+    assert note.detail == remark.detail
     found = remark.extra
     for stream in ("gap", "index"):
         assert found[f"{stream}_bytes"] <= excess * found[f"{stream}_entropy_bytes"]
@@ -118,6 +120,54 @@ def test_plain_weights_are_skipped():
     reasons = {one.reason for one in result.report.remarks}
     assert reasons == {Reason.NOT_APPLICABLE}
     assert any("stored as plain numbers" in one.detail for one in result.report.remarks)
+
+
+def test_reports_show_what_each_layer_takes():
+    result = optimize(wide(), f"{COMPRESSION}, entropy-code")
+    held = result.program.encodings["0.weight"]
+    figures = stream_figures(held)
+    weights = held.values.parameters()
+    gaps, least = (8 * figures[f"gap_{key}"] / weights for key in ("bytes", "entropy_bytes"))
+    entropy = 8 * figures["index_entropy_bytes"] / weights
+    line = next(line for line in result.report.markdown().splitlines() if "| streams |" in line)
+    assert line == (
+        f"| entropy-code | streams | 0.weight: 3,451 to {held.stored_bytes():,} bytes; "
+        f"indices 4.00 bits a weight (plain, entropy {entropy:.2f}), "
+        f"gaps {gaps:.2f} bits a weight ({held.coder}, entropy {least:.2f}), "
+        f"codebook 64 bytes, tables {figures['gap_table_bytes']} bytes |"
+    )
+    text = " ".join(result.report.text().split())
+    assert "indices 4.00 bits a weight" in text
+    assert "codebook 64 bytes" in text
+
+
+def test_what_is_coded_already_is_left_alone(apply, compressed):
+    once = optimize(compressed, "entropy-code").program
+    again = apply(EntropyCode(), once)
+    assert not again.modified
+    assert again.reason("linear") == Reason.ALREADY_ENCODED
+    stored = once.encodings["0.weight"]
+    assert again.remarks[0].detail == (
+        f"0.weight is stored as {stored.describe()}, {stored.stored_bytes():,} bytes; "
+        "coded again it would be the same"
+    )
+    assert all(again.program.encodings[name] is once.encodings[name] for name in once.encodings)
+    other = apply(EntropyCode(gap_bits=8), once)
+    assert other.modified
+    assert other.reason("linear") == "coded"
+
+
+def test_what_coding_does_not_make_smaller_is_skipped(apply):
+    program = capture(nn.Linear(256, 4, bias=False), (torch.ones(1, 256),))
+    with torch.no_grad():
+        program.module.get_parameter("weight").copy_(torch.arange(256.0).repeat(4, 1))
+    shared = optimize(program, "share-weights{bits=8}").program
+    after = apply(EntropyCode(), shared)
+    assert not after.modified
+    assert after.reason("linear") == Reason.TOO_SMALL
+    assert after.remarks[0].detail == (
+        "weight is stored as codebook of 256, 1,536 bytes; coded it would take no fewer"
+    )
 
 
 def test_sites_may_be_left_out(apply, compressed):

@@ -122,19 +122,85 @@ def test_progress():
     assert told[0][2].startswith("epoch 1 of 2, loss ")
 
 
+def test_centroids_have_the_penalties_of_their_weights():
+    program = capture(nn.Linear(5, 3), (torch.ones(2, 5),))
+    shared = shohin.optimize(program, "share-weights{bits=1}", drift=False).program
+    before = shared.encodings["weight"].centroids
+
+    def nothing(output, label):
+        return output.sum() * 0.0
+
+    options = {"learning_rate": 0.1, "momentum": 0.0, "schedule": "constant", "loss": nothing}
+    for penalty, expected in (
+        ({"weight_decay": 0.1}, before * 0.99),
+        ({"l1": 0.1}, before - 0.01 * before.sign()),
+    ):
+        train = Trainer([problem()], **penalty, **options)
+        found = shohin.optimize(program, "share-weights{bits=1}", drift=False, train=train)
+        assert torch.allclose(found.program.encodings["weight"].centroids, expected)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops(bad):
     found = batches()
     x, y = found[2]
     found[2] = (x * bad, y)
     trained = model()
+    before = weights(trained)
     with pytest.raises(DivergedError) as caught:
         Trainer(found)(trained)
     assert str(caught.value) == (
         "trainer: the loss is nan in epoch 1, batch 3; try a lower learning rate"
     )
-    assert all(bool(torch.isfinite(one).all()) for one in trained.parameters())
+    # Not the weights alone: the bad batch went into the running statistics before the loss.
+    assert torch.equal(weights(trained), before)
     assert trained.training
+
+
+def test_the_epochs_before_the_one_that_diverges_stay():
+    found = batches()
+    once, twice = model(), model()
+    Trainer(found, schedule="constant")(once)
+    bad = [*found, (found[0][0] * float("nan"), found[0][1])]
+
+    class Later(list):
+        """Batches with a bad one from the second epoch on."""
+
+        def __iter__(self):
+            self.epoch = getattr(self, "epoch", 0) + 1
+            return iter(found if self.epoch == 1 else bad)
+
+    with pytest.raises(DivergedError, match="the loss is nan in epoch 2, batch 5"):
+        Trainer(Later(found), epochs=2, schedule="constant")(twice)
+    assert torch.equal(weights(twice), weights(once))
+
+
+def test_a_last_step_that_overflows_is_noticed():
+    trained = model()
+    before = weights(trained)
+    with pytest.raises(DivergedError) as caught:
+        Trainer(batches()[:1], learning_rate=1e38, schedule="constant", loss=_steep)(trained)
+    assert str(caught.value) == (
+        "trainer: 0.weight is NaN or infinite after epoch 1; try a lower learning rate"
+    )
+    assert torch.equal(weights(trained), before)
+
+
+def _steep(output, label):
+    return nn.functional.cross_entropy(output, label) * 1e20
+
+
+def test_constants_may_be_infinite():
+    class Capped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(5, 3)
+            self.register_buffer("most", torch.full((3,), float("inf")))
+
+        def forward(self, x):
+            return torch.minimum(self.fc(x), self.most)
+
+    Trainer(batches())(Capped())
 
 
 def test_several_inputs_and_a_loss_of_ones_own():
