@@ -228,7 +228,7 @@ def other_products(program: Program) -> Iterator[tuple[fx.Node, str]]:
         else:
             operands = node.all_input_nodes if node.target in _PRODUCTS else []
         read = {name for one in operands for name in sources.get(one, ())}
-        names = [name for name in parameters if name in read and parameters[name].dim() > 1]
+        names = sorted(name for name in read if name in parameters and parameters[name].dim() > 1)
         if names and operation is not None:
             yield node, f"its weight is computed from {', '.join(names)}"
         elif names:
