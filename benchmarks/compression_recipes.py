@@ -65,7 +65,7 @@ COMPRESSIONS = {
     "vgg-9": Compression(
         network="vgg-9",
         pruned="5x",
-        passes="share-weights{bits=3}, entropy-code",
+        passes="share-weights{target_bytes=424000}, entropy-code",
         tuning=Training(epochs=1, learning_rate=0.01, weight_decay=0.0),
         least=30,
         most_error=0.3,
@@ -74,8 +74,8 @@ COMPRESSIONS = {
     "resnet-20": Compression(
         network="resnet-20",
         pruned="5x",
-        passes="share-weights{bits=4}, entropy-code",
-        tuning=Training(epochs=2, learning_rate=0.01, weight_decay=0.0),
+        passes="share-weights{bits=5}, entropy-code",
+        tuning=Training(epochs=1, learning_rate=0.01, weight_decay=0.0),
         least=12,
         most_error=0.3,
         relative=True,

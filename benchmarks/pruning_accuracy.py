@@ -65,6 +65,8 @@ def program_path(network: str, goal: str, seed: int) -> Path:
 
 def _cells(goal: Goal, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     baseline, pruned = (mean(row[key]["test"] for row in rows) for key in ("baseline", "pruned"))
+    start = min((row["start"]["test"] for row in rows if "start" in row), default=baseline)
+    baseline = min(baseline, start)
     ratio = min(row["ratio"] for row in rows)
     most = baseline + goal.most if goal.relative else goal.most
     met = ratio >= goal.least and pruned <= most
@@ -93,8 +95,12 @@ def _measure_seed(recipe: Recipe, images: Images, seed: int, test: bool) -> None
             row["baseline"] = {"validation": error(baseline.eval(), *images.validation)}
         if test and "test" not in row:
             pruned = shohin.load(program_path(recipe.network, name, seed)).module
-            for key, module in (("baseline", baseline), ("pruned", pruned)):
-                row[key]["test"] = error(module, *zoo.evaluation_set(recipe.images))
+            modules = {"baseline": baseline, "pruned": pruned}
+            if goal.retraining.distil:
+                modules["start"] = _start(recipe, seed).eval()
+            for key, module in modules.items():
+                found = error(module, *zoo.evaluation_set(recipe.images))
+                row[key] = {**row.get(key, {}), "test": found}
             row["test"] = True
         path.write_text(json.dumps(row, indent=1) + "\n")
         print(json.dumps(row), flush=True)
@@ -166,7 +172,7 @@ def trainer(recipe: Recipe, training: Training, images: Images, seed: int) -> sh
         "seed": 1000 * (seed + 1),
         "progress": progress,
     }
-    if not recipe.distil:
+    if not training.distil:
         return shohin.Trainer(images.training, **options)
     teacher = _start(recipe, seed).eval()
     batches = Distilled(images.training, teacher, recipe.precision)
