@@ -18,7 +18,7 @@ from shohin.backends.tvm.kernels.list_layout import ListLayout
 from shohin.backends.tvm.weights import arrays
 from shohin.backends.tvm.weights.arrays import array_jobs, lists_job, raw_job, words_jobs
 from shohin.backends.tvm.weights.streams import gap_stream, stream
-from shohin.ir.coding import encode_symbols
+from shohin.ir.coding import Coder
 from shohin.ir.container.varints import encode_varint
 
 pytestmark = pytest.mark.skipif(
@@ -81,16 +81,10 @@ def test_large_arrays_are_cut_for_threads(
 
 @pytest.mark.parametrize("coder", ["plain", "huffman", "ans"])
 @pytest.mark.parametrize("count", [1, 2, 5, 40, 2047, 2048, 2049, 7000])
-def test_every_coder(
-    decoder: Decoder, coder: str, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "shohin.backends.tvm.weights.streams.encode_smallest",
-        lambda symbols, alphabet: (coder, encode_symbols(symbols, alphabet, coder)),
-    )
+def test_every_coder(decoder: Decoder, coder: Coder, count: int) -> None:
     symbols = _weights(count, 200, 0.8, "uint8", count).astype(np.uint8)
     table = np.arange(256, dtype=np.uint8)[::-1]
-    job = bytes([1]) + b"".join(map(encode_varint, (0, 1, 1))) + stream(symbols, 256)
+    job = bytes([1]) + b"".join(map(encode_varint, (0, 1, 1))) + stream(symbols, 256, [coder])
     status, found = decoder.decode(framed(job + table.tobytes()), count)
     assert status == OK
     np.testing.assert_array_equal(found, table[symbols])
@@ -100,18 +94,16 @@ def test_every_coder(
     ("alphabet", "rare"), [(2, 0.02), (2, 0.3), (4, 0.05), (3, 0.05), (11, 0.02)]
 )
 @pytest.mark.parametrize("count", [9, 2047, 2048, 2049, 7001])
-def test_symbols_that_share_codes(
-    decoder: Decoder, alphabet: int, rare: float, count: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "shohin.backends.tvm.weights.streams.encode_smallest",
-        lambda symbols, alphabet: ("huffman", encode_symbols(symbols, alphabet, "huffman")),
-    )
+def test_symbols_that_share_codes(decoder: Decoder, alphabet: int, rare: float, count: int) -> None:
     generator = np.random.default_rng(count)
     symbols = np.where(generator.random(count) < rare, alphabet - 1, 0).astype(np.uint8)
     symbols[0] = 1
     table = np.arange(alphabet, dtype=np.uint8)[::-1]
-    job = bytes([1]) + b"".join(map(encode_varint, (0, 1, 1))) + stream(symbols, alphabet)
+    job = (
+        bytes([1])
+        + b"".join(map(encode_varint, (0, 1, 1)))
+        + stream(symbols, alphabet, ["huffman"])
+    )
     status, found = decoder.decode(framed(job + table.tobytes()), count)
     assert status == OK
     np.testing.assert_array_equal(found, table[symbols])
@@ -249,7 +241,13 @@ def corpus() -> tuple[bytes, int]:
         jobs.append(job)
     words = _weights(500, 250, 0.5, "int64", 3).astype(np.uint32)
     jobs += words_jobs(33792, words, 5)
-    return framed(*jobs), 33792 + words.nbytes
+    place = 33792 + words.nbytes
+    for values, coder in ((2, "huffman"), (4, "huffman"), (200, "huffman"), (200, "ans")):
+        indices = _weights(5000, values, 0.3, "uint8", 4) % values
+        head = b"".join(map(encode_varint, (place, 1, 1)))
+        jobs.append(bytes([1]) + head + stream(indices, values, [coder]) + bytes(range(values)))
+        place += indices.size
+    return framed(*jobs), place
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc and its sanitizers")

@@ -6,10 +6,12 @@ those above the logarithm of how many symbols share a code. All but the frame is
 file (docs/format.md).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
-from shohin.ir.coding import CODERS, encode_smallest
+from shohin.ir.coding import CODERS, Coder, encode_smallest
 from shohin.ir.coding.groups import group_size
 from shohin.ir.container.varints import encode_varint
 from shohin.ir.gaps import codes_of, likely_gap_bits
@@ -18,14 +20,15 @@ _TRIED_WIDTHS = 2
 _CODER_BITS = 2
 
 
-def stream(symbols: NDArray[np.uint8], alphabet: int) -> bytes:
+def stream(symbols: NDArray[np.uint8], alphabet: int, coders: Sequence[Coder] = CODERS) -> bytes:
     """Symbols in the coder that makes them the smallest.
 
     Args:
         symbols: numbers below `alphabet`.
         alphabet: 1 to 256.
+        coders: those to choose from.
     """
-    coder, coded = encode_smallest(symbols, alphabet)
+    coder, coded = encode_smallest(symbols, alphabet, coders)
     table = coded["table"].numpy().tobytes() if "table" in coded else b""
     size = group_size(len(table), alphabet) if coder == "huffman" else 1
     method = CODERS.index(coder) | (size.bit_length() - 1) << _CODER_BITS
