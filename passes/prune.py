@@ -164,8 +164,8 @@ class Prune(Pass):
 
         Raises:
             SpecError: when a pattern matches no weight of a convolution or linear map, or the
-                context lacks what an option asks for.
-            PassError: when a target cannot be met, or an evaluation is not finite.
+                context lacks what an option asks for, or an evaluation is not finite.
+            PassError: when a target cannot be met.
             UnsupportedError: when the method can rank none of the weights.
         """
         self.check_context(context)

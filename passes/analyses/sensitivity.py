@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,70 +56,93 @@ def measure_sensitivity(
         ArtifactError: when the file of points is malformed or cannot be written.
     """
     chosen = _check_densities(densities)
-    targets = _chosen_targets(program, names)
-    store = _Store(_cache_file(program, workdir), resume)
-    report = progress or _ignore
-    total, done = 1 + len(targets) * len(chosen), 0
-    report(done, total, "the whole model")
-    baseline = store.get(_WHOLE, "", lambda: _measure(evaluate, program.module, "the whole"))
-    curves = []
-    for target in targets:
-        points = []
-        for density in chosen:
-            done += 1
-            report(done, total, f"{target.name} at {100 * density:g} %")
-            points.append((density, _point(program, target, density, evaluate, store, baseline)))
-        curves.append(LayerCurve(target.name, target.node.name, tuple(points)))
-    report(total, total, "")
-    return Sensitivity(tuple(curves), baseline)
+    prunables = _chosen_prunables(program, names)
+    points = curves_file(program, workdir)
+    return measure_curves(
+        program.module, prunables, evaluate, chosen, points, resume=resume, progress=progress
+    )
 
 
 @dataclass(frozen=True, eq=False)
-class _Target:
-    """A weight that is read by convolutions or linear maps alone, and the first of them."""
+class Prunable:
+    """A weight to be pruned by itself.
+
+    Attributes:
+        name: its name.
+        node: the first convolution or linear map that reads it.
+        weight: the tensor, as it lies in the module.
+        mask: gives, for a density, where elements are kept.
+    """
 
     name: str
     node: fx.Node
     weight: Tensor
+    mask: Callable[[float], Tensor]
 
 
-def _point(
-    program: Program,
-    target: _Target,
-    density: float,
+def measure_curves(
+    module: nn.Module,
+    prunables: Sequence[Prunable],
     evaluate: Callable[[nn.Module], float],
-    store: "_Store",
-    baseline: float,
-) -> float:
-    """The measure of the model with one weight pruned."""
-    count = max(1, round(density * target.weight.numel()))
-    if count == target.weight.numel():
-        return baseline
+    densities: Sequence[float],
+    points: Path | None,
+    *,
+    resume: bool = True,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Sensitivity:
+    """As `measure_sensitivity`, of given weights that are pruned in any way.
 
-    def measure() -> float:
-        with _pruned(target.weight, count):
-            what = f"{target.name} at density {density:.4g}"
-            return _measure(evaluate, program.module, what)
+    Args:
+        module: what the weights belong to.
+        prunables: the weights.
+        evaluate: measures a module, higher is better.
+        densities: ascending.
+        points: file of the points measured so far; None for none.
+        resume: take points from that file.
+        progress: as of `measure_sensitivity`.
 
-    return store.get((target.name, density), target.node.name, measure)
+    Raises:
+        SpecError: when `evaluate` gives no finite number.
+        ArtifactError: when the file of points is malformed or cannot be written.
+    """
+    store, report = _Store(points, resume), progress or _ignore
+    total, done = 1 + len(prunables) * len(densities), 0
+    report(done, total, "the whole model")
+    baseline = store.get(_WHOLE, "", lambda: _measure(evaluate, module, "the whole model"))
+    curves = []
+    for one in prunables:
+        measured = []
+        for density in densities:
+            done += 1
+            report(done, total, f"{one.name} at {100 * density:g} %")
+            what = f"{one.name} at density {density:g}"
+            with _pruned(one, density) as changed:
+                key = (one.name, density) if changed else _WHOLE
+                point = store.get(key, one.node.name, lambda: _measure(evaluate, module, what))  # noqa: B023 - called at once
+            measured.append((density, point))
+        curves.append(LayerCurve(one.name, one.node.name, tuple(measured)))
+    report(total, total, "")
+    return Sensitivity(tuple(curves), baseline)
 
 
 @contextmanager
-def _pruned(weight: Tensor, count: int) -> Iterator[None]:
-    """All but the largest elements of a weight are zero inside the block."""
-    saved = weight.detach().clone()
+def _pruned(one: Prunable, density: float) -> Iterator[bool]:
+    """A weight is pruned inside the block, which is told whether that changes anything."""
+    saved, dropped = one.weight.detach().clone(), ~one.mask(density)
     try:
         with torch.no_grad():
-            weight.masked_fill_(~_largest(saved.abs(), count), 0.0)
-        yield
+            one.weight.masked_fill_(dropped, 0.0)
+        yield bool(saved[dropped].any())
     finally:
         with torch.no_grad():
-            weight.copy_(saved)
+            one.weight.copy_(saved)
 
 
-def _largest(magnitudes: Tensor, count: int) -> Tensor:
-    """Where the `count` largest elements are; of equal ones the first."""
+def _largest(weight: Tensor, density: float) -> Tensor:
+    """Where the elements of the largest magnitudes are, at least one; of equal ones the first."""
+    magnitudes = weight.detach().abs()
     flat = magnitudes.flatten()
+    count = max(1, round(density * flat.numel()))
     least = torch.kthvalue(flat, flat.numel() - count + 1).values
     mask = flat > least
     ties = torch.nonzero(flat == least).flatten()
@@ -127,14 +151,14 @@ def _largest(magnitudes: Tensor, count: int) -> Tensor:
 
 
 def _measure(evaluate: Callable[[nn.Module], float], module: nn.Module, what: str) -> float:
-    found = evaluate(module)
+    found, problem = evaluate(module), f"expected a finite number for {what}, got "
     try:
         number = float(found)
     except (TypeError, ValueError) as error:
-        problem = f"expected it to return a number, got {type(found).__name__}"
-        raise SpecError("evaluate", problem) from error
+        raise SpecError("evaluate", f"{problem}{type(found).__name__}") from error
     if not math.isfinite(number):
-        raise SpecError("evaluate", f"expected a finite number for {what}, got {number}")
+        hint = "let it give a low number where the outputs of a pruned network are not finite"
+        raise SpecError("evaluate", f"{problem}{number}", hint)
     return number
 
 
@@ -148,19 +172,19 @@ def _check_densities(densities: Sequence[float]) -> tuple[float, ...]:
     return chosen
 
 
-def _chosen_targets(program: Program, names: Sequence[str] | None) -> list[_Target]:
-    targets = list(_targets(program))
+def _chosen_prunables(program: Program, names: Sequence[str] | None) -> list[Prunable]:
+    found = list(_prunables(program))
     if names is None:
-        return targets
-    known = [target.name for target in targets]
+        return found
+    known = [one.name for one in found]
     for pattern in names:
         if not any(fnmatchcase(name, pattern) for name in known):
             problem = f"'{pattern}' matches no weight of a convolution or linear map"
             raise SpecError("names", problem, near_name_hint(pattern, known))
-    return [one for one in targets if any(fnmatchcase(one.name, pattern) for pattern in names)]
+    return [one for one in found if any(fnmatchcase(one.name, pattern) for pattern in names)]
 
 
-def _targets(program: Program) -> Iterator[_Target]:
+def _prunables(program: Program) -> Iterator[Prunable]:
     seen: set[int] = set()
     for name in weight_names(program):
         nodes, weight = list(readers(program, name)), tensor_of(program.module, name)
@@ -169,7 +193,7 @@ def _targets(program: Program) -> Iterator[_Target]:
             continue
         if all(_reads_as_weight(node, name) for node in nodes):
             seen.add(id(weight))
-            yield _Target(name, nodes[0], weight)
+            yield Prunable(name, nodes[0], weight, partial(_largest, weight))
 
 
 def _reads_as_weight(node: fx.Node, name: str) -> bool:
@@ -219,7 +243,8 @@ class _Store:
         return tuple(sorted((key[1], value) for key, value in known if key[0] == weight))
 
 
-def _cache_file(program: Program, workdir: str | Path | None) -> Path | None:
+def curves_file(program: Program, workdir: str | Path | None, ending: str = "") -> Path | None:
+    """Where points are kept; with an ending of the name where not single elements are pruned."""
     if workdir is None:
         return None
     folder = Path(workdir)
@@ -227,7 +252,7 @@ def _cache_file(program: Program, workdir: str | Path | None) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArtifactError(str(folder), f"cannot be made: {error.strerror}") from error
-    return folder / f"sensitivity-{content_hash(program)[:32]}.csv"
+    return folder / f"sensitivity-{content_hash(program)[:32]}{ending}.csv"
 
 
 def _ignore(done: int, total: int, label: str) -> None:

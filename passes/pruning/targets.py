@@ -10,7 +10,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from shohin.errors import SpecError
+from shohin.errors import ArtifactError, SpecError
+from shohin.ir.files import atomic_path
 from shohin.ir.program import Program
 from shohin.ir.serialise import content_hash
 from shohin.passes.analyses.cost import cost
@@ -22,8 +23,7 @@ from shohin.passes.pruning.allocation import (
     measured_densities,
 )
 from shohin.passes.pruning.candidates import Candidate, find_candidates
-from shohin.passes.pruning.figures import read_figures, write_figures
-from shohin.passes.pruning.measuring import measure_curves
+from shohin.passes.pruning.measuring import measure_units
 from shohin.passes.pruning.pools import Pool, count_left, masks_of
 from shohin.passes.pruning.ranking import held_masks
 from shohin.passes.pruning.result import encoded
@@ -88,18 +88,18 @@ def allocate(
         Densities of the free weights, by name.
 
     Raises:
-        PassError: when the target cannot be reached, or an evaluation is not finite.
-        SpecError: when the context lacks what is needed.
+        PassError: when the target cannot be reached.
+        SpecError: when the context lacks what is needed, or an evaluation is not finite.
     """
     if context.evaluate is None:
         raise SpecError("prune scope", "sensitivity curves need an evaluate function, got none")
     if not free:
         return {}
     file = _file(program, free, given, target, context)
-    found = read_figures(file) if context.resume else None
+    found = _read(file) if context.resume else None
     if found is None:
         found = _search(program, layers, free, given, target, context)
-        write_figures(file, found)
+        _write(file, found)
     shown = ", ".join(f"{name} {density:.3g}" for name, density in found.items())
     context.noted("densities", f"densities from sensitivity curves: {shown}")
     return found
@@ -118,7 +118,7 @@ def _search(
     measured = target.figure == "ms"
     weights = [units_of(one, target.granularity, target.block) for one in free]
     densities = measured_densities(None if measured else target.most)
-    sensitivity = measure_curves(program, weights, densities, context.evaluate, context)
+    sensitivity = measure_units(program, weights, densities, context.evaluate, context)
     sizes = [] if measured else _sizes(program, layers, target, context)
 
     def figure(densities: Densities) -> float:
@@ -145,6 +145,24 @@ def _file(
     identity = [content_hash(program), astuple(target), names, sorted(given.items())]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
     return context.workdir / f"prune-densities-{key[:32]}.json"
+
+
+def _read(file: Path | None) -> Densities | None:
+    if file is None or not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {str(name): float(density) for name, density in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ArtifactError(str(file), f"cannot be read: {error}", "remove it") from error
+
+
+def _write(file: Path | None, densities: Densities) -> None:
+    if file is None:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(densities, indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, eq=False)

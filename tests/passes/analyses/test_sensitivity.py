@@ -215,7 +215,7 @@ def test_a_measure_that_is_not_finite_is_refused(program):
 
 
 def test_a_measure_that_is_no_number_is_refused(program):
-    with pytest.raises(SpecError, match="return a number, got NoneType"):
+    with pytest.raises(SpecError, match="a finite number for the whole model, got NoneType"):
         measure_sensitivity(program, lambda module: None)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from shohin.errors import PassError, ShohinWarning
+from shohin.errors import PassError, ShohinWarning, SpecError
 from shohin.ir.capture import capture
 from shohin.ir.program import tensor_of
 from shohin.passes.analyses.sensitivity import LayerCurve
@@ -16,7 +16,7 @@ from shohin.passes.pruning.allocation import (
     measured_densities,
 )
 from shohin.passes.pruning.candidates import find_candidates
-from shohin.passes.pruning.measuring import measure_curves
+from shohin.passes.pruning.measuring import measure_units
 from shohin.passes.pruning.units import units_of
 
 TOUGH = Curve((0.1, 0.5, 1.0), (0.9, 0.9, 0.9))
@@ -163,19 +163,19 @@ def test_curves_are_of_the_units_that_are_pruned(tmp_path):
         candidates = [one for one in find_candidates(program) if one.name == "3.weight"]
         weights = [units_of(one, granularity, "16x1") for one in candidates]
         known = len(seen)
-        found[granularity] = measure_curves(program, weights, (0.1, 0.5), evaluate, context)
+        found[granularity] = measure_units(program, weights, (0.1, 0.5), evaluate, context)
         if granularity == "channel":
             assert all(one <= {0, 144} for one in seen[known:])
     assert found["element"] != found["channel"]
     assert torch.equal(tensor_of(program.module, "3.weight"), before)
-    # The whole network, and two points of each kind; all of them are taken from the file then.
-    assert len(seen) == 5
-    assert measure_curves(program, weights, (0.1, 0.5), evaluate, context) == found["channel"]
-    assert len(seen) == 5
+    # Twice the whole network and two points; all of them are taken from the files then.
+    assert len(seen) == 6
+    assert measure_units(program, weights, (0.1, 0.5), evaluate, context) == found["channel"]
+    assert len(seen) == 6
 
 
 @pytest.mark.parametrize(
-    ("call", "label"), [(1, "the whole network"), (3, "0.weight at density 0.1029")]
+    ("call", "label"), [(1, "the whole model"), (3, "0.weight at density 0.1029")]
 )
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), "much"])
 def test_evaluations_that_are_not_finite_are_refused(call, label, value):
@@ -186,7 +186,7 @@ def test_evaluations_that_are_not_finite_are_refused(call, label, value):
         return 0.5 if len(calls) < call else value
 
     context = Context(evaluate=evaluate)
-    with pytest.raises(PassError) as caught:
+    with pytest.raises(SpecError) as caught:
         Prune(scope="sensitivity", target_parameters=0.3).run(network(), context)
     got = f"got {value if isinstance(value, float) else 'str'}"
     assert str(caught.value).startswith(f"evaluate: expected a finite number for {label}, {got}")
