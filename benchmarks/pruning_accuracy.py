@@ -1,6 +1,7 @@
 """Pruned networks on real images: how small, and how many errors."""
 
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -8,10 +9,10 @@ from statistics import mean
 from typing import Any
 
 import torch
-from pruning_data import Distilled, Images, distillation, error, load_images
+from pruning_data import Distilled, Images, Remembered, ask, distillation, error, load_images
 from pruning_recipes import RECIPES, Goal, Recipe, Training
 from tables import Table, save
-from torch import nn
+from torch import Tensor, nn
 
 import shohin
 from shohin import zoo
@@ -20,6 +21,8 @@ _SEEDS = 3
 """A goal is met in the mean of so many."""
 
 WORK = Path(__file__).parent / "trained" / "pruning"
+_HAS_BFLOAT16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
+"""Where a processor has no instructions for it, bfloat16 takes many times as long."""
 
 
 def measure(networks: Iterable[str], seeds: Iterable[int], *, test: bool) -> None:
@@ -45,22 +48,22 @@ def summarise() -> None:
     rows = [
         json.loads(path.read_text())
         for name in RECIPES
-        for path in sorted(WORK.glob(f"{name}/*/*.json"))
+        for path in sorted(WORK.glob(f"{name.replace(' ', '-')}/*/*.json"))
     ]
     rows = [row for row in rows if "test" in row]
     headings = ("network", "goal", "x", "baseline error %", "error %", "seeds", "goal %", "met")
     table = Table("Pruned and retrained networks, test errors, means", headings)
     for recipe in RECIPES.values():
         for name, goal in recipe.goals.items():
-            found = [row for row in rows if (row["network"], row["goal"]) == (recipe.network, name)]
+            found = [row for row in rows if (row["recipe"], row["goal"]) == (recipe.name, name)]
             if found:
-                table.add(recipe.network, name, *_cells(goal, found))
+                table.add(recipe.name, name, *_cells(goal, found))
     save("pruning_accuracy", rows, [table])
 
 
-def program_path(network: str, goal: str, seed: int) -> Path:
+def program_path(recipe: str, goal: str, seed: int) -> Path:
     """Where a pruned network is kept."""
-    return _folder(network, seed) / f"{goal}.shohin"
+    return _folder(recipe, seed) / f"{goal}.shohin"
 
 
 def _cells(goal: Goal, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
@@ -83,32 +86,45 @@ def _cells(goal: Goal, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def _measure_seed(recipe: Recipe, images: Images, seed: int, test: bool) -> None:
-    folder = _folder(recipe.network, seed)
+    folder = _folder(recipe.name, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    baseline = _baseline(recipe, images, seed)
-    start = baseline if recipe.from_baseline else _start(recipe, seed)
+    start = _baseline(recipe, images, seed) if recipe.from_baseline else _start(recipe, seed)
     for name, goal in recipe.goals.items():
-        path = folder / f"{name}.json"
-        row = json.loads(path.read_text()) if path.exists() else None
-        if row is None or row["passes"] != goal.passes:
+        row = _known(folder / f"{name}.json")
+        if row.get("passes") != goal.passes:
             row = _prune(recipe, name, goal, start.eval(), images, seed)
-            row["baseline"] = {"validation": error(baseline.eval(), *images.validation)}
+            _write(folder / f"{name}.json", row)
+    # After the pruned networks, which other benchmarks go on from.
+    baseline = _baseline(recipe, images, seed).eval()
+    for name, goal in recipe.goals.items():
+        row = _known(folder / f"{name}.json")
+        if "baseline" not in row:
+            row["baseline"] = {"validation": error(baseline, *images.validation)}
         if test and "test" not in row:
-            pruned = shohin.load(program_path(recipe.network, name, seed)).module
-            modules = {"baseline": baseline, "pruned": pruned}
-            if goal.retraining.distil:
+            pruned = shohin.load(program_path(recipe.name, name, seed)).module
+            modules: dict[str, nn.Module] = {"baseline": baseline, "pruned": pruned}
+            if goal.retraining.teacher and goal.retraining.teacher == recipe.pretrained:
                 modules["start"] = _start(recipe, seed).eval()
             for key, module in modules.items():
                 found = error(module, *zoo.evaluation_set(recipe.images))
                 row[key] = {**row.get(key, {}), "test": found}
             row["test"] = True
-        path.write_text(json.dumps(row, indent=1) + "\n")
-        print(json.dumps(row), flush=True)
+        _write(folder / f"{name}.json", row)
+
+
+def _known(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def _write(path: Path, row: dict[str, Any]) -> None:
+    path.write_text(json.dumps(row, indent=1) + "\n")
+    print(json.dumps(row), flush=True)
 
 
 def _baseline(recipe: Recipe, images: Images, seed: int) -> nn.Module:
     """The network trained without pruning, from its file where there is one."""
-    path = _folder(recipe.network, seed) / "baseline.pt"
+    path = _folder(recipe.name, seed) / "baseline.pt"
     model = _start(recipe, seed)
     if path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))
@@ -139,14 +155,15 @@ def _prune(
         calibration=images.calibration(goal.calibration, seed),
         train=trainer(recipe, goal.retraining, images, seed),
         seed=seed,
-        workdir=_folder(recipe.network, seed) / f"{name}.rounds",
+        workdir=_folder(recipe.name, seed) / f"{name}.rounds",
         resume=True,
         drift=False,
     )
-    path = program_path(recipe.network, name, seed)
+    path = program_path(recipe.name, name, seed)
     result.save(path)
     before, after = _parameters(start), _parameters(result.program.module)
     return {
+        "recipe": recipe.name,
         "network": recipe.network,
         "goal": name,
         "seed": seed,
@@ -162,21 +179,37 @@ def _prune(
 
 def trainer(recipe: Recipe, training: Training, images: Images, seed: int) -> shohin.Trainer:
     def progress(done: int, total: int, label: str) -> None:
-        print(f"{recipe.network} {seed}: {label}", flush=True)
+        print(f"{recipe.name} {seed}: {label}", flush=True)
 
     options: dict[str, Any] = {
         "epochs": training.epochs,
         "learning_rate": training.learning_rate,
         "weight_decay": training.weight_decay,
-        "precision": recipe.precision,
+        "precision": recipe.precision if _HAS_BFLOAT16 else "float32",
         "seed": 1000 * (seed + 1),
         "progress": progress,
     }
-    if not training.distil:
+    if not training.teacher:
         return shohin.Trainer(images.training, **options)
-    teacher = _start(recipe, seed).eval()
-    batches = Distilled(images.training, teacher, recipe.precision)
+    teacher = zoo.pretrained(training.teacher).to(memory_format=torch.channels_last).eval()
+    batches = (
+        Remembered(images.training, _said(training.teacher, teacher, images))
+        if training.ask == "once"
+        else Distilled(images.training, teacher, recipe.precision)
+    )
     return shohin.Trainer(batches, loss=distillation, **options)
+
+
+def _said(name: str, teacher: nn.Module, images: Images) -> Tensor:
+    """What a teacher says of the training images, from its file where there is one."""
+    path = WORK / f"{name}.pt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        torch.save(ask(teacher, images.training.images), partial)
+        partial.rename(path)
+    found: Tensor = torch.load(path, weights_only=True)
+    return found
 
 
 def _parameters(module: nn.Module) -> int:
@@ -184,5 +217,5 @@ def _parameters(module: nn.Module) -> int:
     return sum(int(parameter.count_nonzero()) for parameter in module.parameters())
 
 
-def _folder(network: str, seed: int) -> Path:
-    return WORK / network / f"seed{seed}"
+def _folder(recipe: str, seed: int) -> Path:
+    return WORK / recipe.replace(" ", "-") / f"seed{seed}"

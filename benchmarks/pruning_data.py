@@ -43,21 +43,26 @@ class Augmented:
         return -(-len(self.labels) // self.batch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for chosen in torch.randperm(len(self.labels)).split(self.batch):
-            yield self._augmented(self.images[chosen]), self.labels[chosen]
+        for images, chosen, _ in self.drawn():
+            yield images, self.labels[chosen]
 
-    def _augmented(self, images: Tensor) -> Tensor:
+    def drawn(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Batches of images, which ones they are, and which of them are mirrored."""
+        for chosen in torch.randperm(len(self.labels)).split(self.batch):
+            images, mirrored = self._augmented(self.images[chosen])
+            yield images, chosen, mirrored
+
+    def _augmented(self, images: Tensor) -> tuple[Tensor, Tensor]:
         count, _, height, width = images.shape
         padded = nn.functional.pad(images, [self.shift] * 4)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         down, right = torch.randint(0, 2 * self.shift + 1, (2, count))
         shifted = windows[torch.arange(count), :, down, right]
-        if self.mirror:
-            mirrored = torch.rand(count)[:, None, None, None] < 0.5
-            shifted = torch.where(mirrored, shifted.flip(3), shifted)
+        mirrored = torch.rand(count) < 0.5 if self.mirror else torch.zeros(count).bool()
+        shifted = torch.where(mirrored[:, None, None, None], shifted.flip(3), shifted)
         if self.flat:
-            return shifted.flatten(1)
-        return shifted.contiguous(memory_format=torch.channels_last)
+            return shifted.flatten(1), mirrored
+        return shifted.contiguous(memory_format=torch.channels_last), mirrored
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +88,36 @@ class Distilled:
             with torch.no_grad(), mixed:
                 said = self.teacher(images).float()
             yield images, (labels, said)
+
+
+@dataclass(frozen=True, eq=False)
+class Remembered:
+    """Batches whose labels are joined by what a teacher said of the images before any shift.
+
+    Attributes:
+        batches: images and labels.
+        said: what `ask` gave.
+    """
+
+    batches: Augmented
+    said: Tensor
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
+        for images, chosen, mirrored in self.batches.drawn():
+            yield images, (self.batches.labels[chosen], self.said[mirrored.long(), chosen])
+
+
+def ask(teacher: nn.Module, images: Tensor) -> Tensor:
+    """What a network says of every image as it is, and mirrored: float32 ``[2, n, classes]``."""
+    with torch.inference_mode():
+        said = [
+            torch.cat([teacher(part) for part in one.split(250)])
+            for one in (images, images.flip(3))
+        ]
+        return torch.stack(said)
 
 
 def distillation(output: Tensor, known: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """How each network of the pruning benchmark is trained and pruned; chosen on validation images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 
@@ -9,13 +9,20 @@ from typing import Literal
 class Training:
     """A training of `shohin.Trainer`, with stochastic gradient descent and a cosine schedule.
 
-    With `distil`, the network learns from the one that the recipe starts from as well.
+    Attributes:
+        epochs: how often it goes through the images.
+        learning_rate: at the start.
+        weight_decay: of weights.
+        teacher: pretrained net that the network learns from as well; none where it is empty.
+        ask: what the teacher is asked about: ``always`` every image as the network sees it,
+            ``once`` every image and its mirror image, not shifted, which takes less time.
     """
 
     epochs: int
     learning_rate: float
     weight_decay: float = 5e-4
-    distil: bool = False
+    teacher: str = ""
+    ask: Literal["always", "once"] = "always"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,7 @@ class Recipe:
     """A network, its baseline and its goals.
 
     Attributes:
+        name: of the recipe.
         network: in `shohin.zoo`.
         images: the name of the pretrained net that sees the same images.
         pretrained: weights to start from; random ones where there is none.
@@ -56,6 +64,7 @@ class Recipe:
         precision: of the arithmetic while training.
     """
 
+    name: str
     network: str
     images: str
     goals: Mapping[str, Goal]
@@ -74,6 +83,7 @@ def _prune(rounds: int, **layers: float) -> str:
 
 
 _LENET_300_100 = Recipe(
+    name="lenet-300-100",
     network="lenet-300-100",
     images="lenet-300-100",
     baseline=Training(epochs=40, learning_rate=0.05),
@@ -94,6 +104,7 @@ _LENET_300_100 = Recipe(
     },
 )
 _LENET_5 = Recipe(
+    name="lenet-5",
     network="lenet-5",
     images="lenet-5",
     baseline=Training(epochs=15, learning_rate=0.02),
@@ -120,6 +131,7 @@ _LENET_5 = Recipe(
     },
 )
 _RESNET_20 = Recipe(
+    name="resnet-20",
     network="resnet-20",
     images="resnet-20-cifar10jpeg",
     pretrained="resnet-20-cifar10jpeg",
@@ -131,7 +143,9 @@ _RESNET_20 = Recipe(
     goals={
         "5x": Goal(
             passes="prune{method=obs density=0.195 scope=global}, remove-dead",
-            retraining=Training(epochs=8, learning_rate=0.02, weight_decay=1e-4, distil=True),
+            retraining=Training(
+                epochs=8, learning_rate=0.02, weight_decay=1e-4, teacher="resnet-20-cifar10jpeg"
+            ),
             least=5,
             most=0.5,
             relative=True,
@@ -140,6 +154,7 @@ _RESNET_20 = Recipe(
     },
 )
 _VGG_9 = Recipe(
+    name="vgg-9",
     network="vgg-9",
     images="vgg-9",
     pretrained="vgg-9",
@@ -158,4 +173,48 @@ _VGG_9 = Recipe(
         ),
     },
 )
-RECIPES = {one.network: one for one in (_LENET_300_100, _LENET_5, _VGG_9, _RESNET_20)}
+_TEACHER = "resnet-32-cifar10jpeg"
+
+
+def _taught(epochs: int, learning_rate: float, weight_decay: float) -> Training:
+    return Training(
+        epochs=epochs,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        teacher=_TEACHER,
+        ask="once",
+    )
+
+
+_RESNET_20_TAUGHT = replace(
+    _RESNET_20,
+    name="resnet-20 taught",
+    baseline=_taught(18, 0.02, 1e-4),
+    goals={
+        "3x": Goal(
+            passes="prune{method=obs density=0.35 scope=global}, remove-dead",
+            retraining=_taught(12, 0.02, 1e-4),
+            least=2.5,
+            most=0.3,
+            relative=True,
+            calibration=1024,
+        ),
+    },
+)
+_VGG_9_TAUGHT = replace(
+    _VGG_9,
+    name="vgg-9 taught",
+    baseline=_taught(6, 0.02, 5e-4),
+    goals={
+        "10x": Goal(
+            passes="prune{method=obs density=0.1 scope=global}, remove-dead",
+            retraining=_taught(4, 0.02, 5e-4),
+            least=9,
+            most=0.3,
+            relative=True,
+            calibration=512,
+        ),
+    },
+)
+_EVERY = (_LENET_300_100, _LENET_5, _VGG_9, _RESNET_20, _VGG_9_TAUGHT, _RESNET_20_TAUGHT)
+RECIPES = {one.name: one for one in _EVERY}

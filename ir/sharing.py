@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,10 @@ class Shared(nn.Module):
         found: Tensor = _Lookup.apply(centroids, self)  # type: ignore[no-untyped-call]
         return found
 
+    def codebook(self, original: Tensor) -> tuple[Tensor, Tensor]:
+        """The centroids as they are now, and the uint8 index of every kept element."""
+        return original.detach().cpu().clone(), self.indices.to("cpu", torch.uint8)
+
 
 class _Lookup(torch.autograd.Function):
     """Centroids at their places. PyTorch's own indexing sums gradients far more slowly."""
@@ -87,12 +91,111 @@ class _Lookup(torch.autograd.Function):
         return (sums / holder.counts).to(gradient.dtype), None
 
 
-def centroids_of(module: nn.Module, name: str) -> Tensor:
-    """The centroids that stand for a weight inside of `shared`, as they are now, on the CPU."""
+class Reassigned(nn.Module):
+    """Parametrisation that makes every element of a weight the centroid nearest to it.
+
+    The optimiser sees the weight itself, whose gradient is that of what stands for it (straight
+    through: Cardinaux et al., arXiv 1811.05355). While the module trains, centroids first move to
+    the mean of their elements, a step of k-means, each time that the weight is asked for; so they
+    move by the mean of their elements' steps, as those of `Shared` do, and an element that goes
+    its own way for long enough changes its centroid.
+
+    Args:
+        centroids: the values to start from, ascending.
+        mask: true where an element is kept; None for all of them. The others are zero.
+    """
+
+    centroids: Tensor
+    places: Tensor | None
+
+    def __init__(self, centroids: Tensor, mask: Tensor | None) -> None:
+        super().__init__()
+        places = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
+        for name, tensor in (("centroids", centroids.detach().clone()), ("places", places)):
+            self.register_buffer(name, tensor, persistent=False)
+        self.settled = False
+        self.finished = False
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The dense weight."""
+        if self.finished:
+            return weight
+        if self.training and not self.settled:
+            self._move(weight)
+        found: Tensor = _Nearest.apply(weight, self)  # type: ignore[no-untyped-call]
+        return found
+
+    def codebook(self, original: Tensor) -> tuple[Tensor, Tensor]:
+        """The centroids that have elements, and the uint8 index of every kept element.
+
+        Centroids are at the means of their elements then, and stay there.
+        """
+        if not self.settled:
+            self._move(original)
+            self.centroids = self.centroids[torch.unique(self.nearest(original))]
+            self.settled = True
+        indices = self.nearest(original)
+        return self.centroids.cpu().clone(), indices.to("cpu", torch.uint8)
+
+    def kept(self, weight: Tensor) -> Tensor:
+        """The elements that are not held at zero."""
+        flat = weight.detach().reshape(-1)
+        return flat if self.places is None else flat.index_select(0, self.places)
+
+    def nearest(self, weight: Tensor) -> Tensor:
+        """Which centroid each kept element is nearest to, of two equally near ones the lower."""
+        exact = self.centroids.double()
+        middles = (exact[1:] + exact[:-1]) / 2
+        return torch.bucketize(self.kept(weight).double(), middles)
+
+    def _move(self, weight: Tensor) -> None:
+        """Put each centroid at the mean of its elements; one without elements stays."""
+        indices, count = self.nearest(weight), self.centroids.numel()
+        counts = torch.bincount(indices, minlength=count)
+        sums = torch.zeros(count, dtype=torch.float64, device=indices.device)
+        sums.index_add_(0, indices, self.kept(weight).double())
+        means = (sums / counts.clamp_min(1)).to(self.centroids.dtype)
+        # Means of half-precision numbers can round to the same number.
+        self.centroids = torch.where(counts > 0, means, self.centroids).sort().values
+
+
+class _Nearest(torch.autograd.Function):
+    """The nearest centroids, with the gradient of the identity where elements are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, holder: Reassigned) -> Tensor:
+        ctx.holder = holder
+        values = holder.centroids.index_select(0, holder.nearest(weight))
+        if holder.places is None:
+            return values.reshape(weight.shape)
+        dense = values.new_zeros(weight.numel()).index_copy_(0, holder.places, values)
+        return dense.reshape(weight.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        holder, (gradient,) = ctx.holder, gradients
+        if holder.places is None:
+            return gradient, None
+        flat = torch.zeros_like(gradient).reshape(-1)
+        kept = gradient.reshape(-1).index_select(0, holder.places)
+        return flat.index_copy_(0, holder.places, kept).reshape(gradient.shape), None
+
+
+Holder: TypeAlias = Shared | Reassigned
+"""What makes a weight of few values while it trains."""
+
+
+def trained_codebook(module: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """What stands for a weight inside of `shared`, as it is now, on the CPU.
+
+    Returns:
+        The centroids, and uint8 ``[n]``, the index of every kept element.
+    """
     path, _, leaf = name.rpartition(".")
     found: Any = module.get_submodule(path)
-    centroids: Tensor = found.parametrizations[leaf].original
-    return centroids.detach().cpu().clone()
+    stand_ins = found.parametrizations[leaf]
+    holder: Holder = stand_ins[0]
+    return holder.codebook(stand_ins.original)
 
 
 def axes_of(module: nn.Module) -> dict[Tensor, int]:
@@ -114,15 +217,20 @@ def codebook_of(encoding: Encoding) -> Codebook | None:
 
 
 @contextmanager
-def shared(module: nn.Module, encodings: Mapping[str, Encoding]) -> Iterator[dict[str, Shared]]:
-    """Let the centroids of weights stand for the weights, by parametrisations.
+def shared(
+    module: nn.Module, encodings: Mapping[str, Encoding], *, moving: bool = False
+) -> Iterator[dict[str, Holder]]:
+    """Let weights train in such a way that they go on sharing few values, by parametrisations.
 
-    Inside, `centroids_of` gives them. Afterwards, after an error too, the parametrisations are
-    gone, and the parameters are the same objects as before and hold the dense weights.
+    Inside, `trained_codebook` gives the centroids and who shares them. Afterwards, after an error
+    too, the parametrisations are gone, and the parameters are the same objects as before and hold
+    the dense weights.
 
     Args:
         module: a captured module; its weights are changed in place.
         encodings: by weight name, each with a codebook: of all its elements, or of the kept ones.
+        moving: whether elements may move from one centroid to another, see `Reassigned`; else
+            only the centroids train, see `Shared`.
 
     Yields:
         What makes each weight, by its name.
@@ -130,28 +238,30 @@ def shared(module: nn.Module, encodings: Mapping[str, Encoding]) -> Iterator[dic
     Raises:
         SpecError: when an encoding has no codebook.
     """
-    holders: dict[int, Shared] = {}
-    by_name: dict[str, Shared] = {}
+    holders: dict[int, Holder] = {}
+    by_name: dict[str, Holder] = {}
     with ExitStack() as stack:
         for name, encoding in encodings.items():
             weight = tensor_of(module, name)
-            holder = holders.setdefault(id(weight), _holder(name, encoding))
+            holder = holders.setdefault(id(weight), _holder(name, encoding, moving))
             stack.enter_context(_dense_again(module, name, holder))
             by_name[name] = holder
         yield by_name
 
 
-def _holder(name: str, encoding: Encoding) -> Shared:
+def _holder(name: str, encoding: Encoding, moving: bool) -> Holder:
     book = codebook_of(encoding)
     if book is None:
         found = encoding.describe()
         raise SpecError(f"shared weight '{name}'", f"expected a codebook, got {found}")
     mask = encoding.mask if isinstance(encoding, Sparse) else None
+    if moving:
+        return Reassigned(book.centroids, mask)
     return Shared(book.indices, book.centroids, encoding.shape, mask)
 
 
 @contextmanager
-def _dense_again(module: nn.Module, name: str, holder: Shared) -> Iterator[None]:
+def _dense_again(module: nn.Module, name: str, holder: Holder) -> Iterator[None]:
     try:
         with parametrised(module, name, holder):
             yield

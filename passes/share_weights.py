@@ -82,6 +82,9 @@ class ShareWeights(Pass):
             that are neither conv2d nor linear, or very wide, are shared without, with a note.
         tune: ``auto`` trains the centroids where there is a training function, ``all`` insists on
             it, ``none`` never does.
+        assignments: ``fixed`` leaves every weight at its centroid while the centroids are trained,
+            as the paper does; ``trained`` lets a weight move to another one, by training what it
+            would be if it were free (arXiv 1811.05355). With few bits, that loses less.
         target_bytes: instead of `bits`, the least error for which all weights of the program take
             at most so many bytes: the encodings that ``entropy-code`` gives them, those of biases
             and of weights that are not shared included. The file's header comes on top, and some 20
@@ -105,6 +108,7 @@ class ShareWeights(Pass):
     importance: Importance = "none"
     compensate: bool = False
     tune: Literal["auto", "all", "none"] = "auto"
+    assignments: Literal["fixed", "trained"] = "fixed"
     target_bytes: int | None = None
     target_drop: float | None = None
 
@@ -123,10 +127,21 @@ class ShareWeights(Pass):
         if self.target_bytes is not None and self.target_drop is not None:
             problem = "does not go together with 'target_drop'"
             raise SpecError("share-weights target_bytes", problem, "give one of the two")
+        if self.assignments == "trained":
+            self._check_moving()
         target = "target_bytes" if self.target_bytes is not None else "target_drop"
         if self._has_target and self.bits != _BITS:
             hint = "fix those of some weights by 'conv', 'linear' or 'layers'"
             raise SpecError("share-weights bits", f"does not go together with '{target}'", hint)
+
+    def _check_moving(self) -> None:
+        """Check that assignments can be trained with the other options."""
+        where, problem = "share-weights assignments", "'trained' does not go together with"
+        if self.tune == "none":
+            raise SpecError(where, f"{problem} 'tune=none'", "leave out one of the two")
+        if self.target_bytes is not None:
+            hint = "weights that move take other bytes; give bits by 'conv', 'linear' or 'layers'"
+            raise SpecError(where, f"{problem} 'target_bytes'", hint)
 
     def check_context(self, context: Context) -> None:
         """Check that calibration, evaluation and training are there where they are needed."""
@@ -139,9 +154,13 @@ class ShareWeights(Pass):
         if self.target_drop is not None and context.evaluate is None:
             hint = "give evaluate=..., or --evaluate on the command line"
             raise SpecError("share-weights target_drop", "needs an evaluate function", hint)
-        if self.tune == "all" and context.train is None:
-            hint = "give train=shohin.Trainer(loader, epochs=...), or --train on the command line"
-            raise SpecError("share-weights tune", "'all' needs a train function, got none", hint)
+        for option, found in (("tune", self.tune), ("assignments", self.assignments)):
+            if found in ("all", "trained") and context.train is None:
+                problem = f"'{found}' needs a train function, got none"
+                hint = (
+                    "give train=shohin.Trainer(loader, epochs=...), or --train on the command line"
+                )
+                raise SpecError(f"share-weights {option}", problem, hint)
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Share the values of every convolution and linear weight that the options allow.
@@ -241,7 +260,7 @@ class ShareWeights(Pass):
         if self.tune == "none" or context.train is None:
             return program
         try:
-            return tune_centroids(program, context)
+            return tune_centroids(program, context, moving=self.assignments == "trained")
         except DivergedError as error:
             text = f"{error}; the centroids are those before the training"
             context.noted("diverged", text)

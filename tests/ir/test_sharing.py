@@ -8,7 +8,7 @@ from shohin.errors import SpecError
 from shohin.ir.capture import capture
 from shohin.ir.codebook import Codebook
 from shohin.ir.encodings import Dense, Sparse
-from shohin.ir.sharing import axes_of, centroids_of, codebook_of, shared
+from shohin.ir.sharing import axes_of, codebook_of, shared, trained_codebook
 
 X = torch.linspace(-1, 1, 15).reshape(3, 5)
 
@@ -74,7 +74,7 @@ def test_a_step_moves_a_centroid_by_the_mean_of_its_elements_steps(repeated):
         optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
         (module.weight * slopes).sum().backward()
         optimizer.step()
-        moved = centroids_of(module, "weight") - encoding.centroids
+        moved = trained_codebook(module, "weight")[0] - encoding.centroids
     means = torch.stack([slopes[0::2].mean(), slopes[1::2].mean()])
     assert torch.allclose(moved, -0.1 * means, atol=1e-6)
 
@@ -88,7 +88,7 @@ def test_adam_moves_a_centroid_by_its_learning_rate_however_many_share_it(repeat
         optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
         (module.weight * torch.linspace(1, 2, 2 * repeated)).sum().backward()
         optimizer.step()
-        moved = centroids_of(module, "weight") - encoding.centroids
+        moved = trained_codebook(module, "weight")[0] - encoding.centroids
     assert torch.allclose(moved, torch.full((2,), -0.01), atol=1e-6)
 
 
@@ -125,7 +125,7 @@ def test_without_a_step_nothing_is_rounded():
     values = torch.rand(4, generator=torch.Generator().manual_seed(0)).sort().values
     encoding = replace(book(weight), centroids=values)
     with shared(module, {"0.weight": encoding}):
-        assert torch.equal(centroids_of(module, "0.weight"), values)
+        assert torch.equal(trained_codebook(module, "0.weight")[0], values)
     assert torch.equal(weight, encoding.materialise())
 
 
@@ -176,3 +176,96 @@ def test_a_weight_without_a_codebook_is_refused():
     text = r"shared weight '0\.weight': expected a codebook, got dense"
     with pytest.raises(SpecError, match=text), shared(module, {"0.weight": Dense(X)}):
         pass
+
+
+def moving_weight(make):
+    """A weight that may move between centroids, and slopes that its loss has."""
+    module = program().module
+    weight = module.get_parameter("0.weight")
+    encoding = make(weight)
+    with torch.no_grad():
+        weight.copy_(encoding.materialise())
+    slopes = torch.linspace(-1, 2, weight.numel()).reshape(weight.shape)
+    return module, encoding, slopes
+
+
+@pytest.mark.parametrize("make", [book, sparse])
+def test_a_weight_that_may_move_has_the_gradient_of_what_stands_for_it(make):
+    module, encoding, slopes = moving_weight(make)
+    weight = module.get_parameter("0.weight")
+    with shared(module, {"0.weight": encoding}, moving=True):
+        found = module.get_submodule("0").weight
+        assert torch.equal(found, encoding.materialise())
+        (found * slopes).sum().backward()
+        kept = encoding.mask if isinstance(encoding, Sparse) else torch.ones_like(weight).bool()
+        assert torch.equal(weight.grad, slopes.where(kept, 0.0))
+
+
+@pytest.mark.parametrize("make", [book, sparse])
+def test_centroids_are_the_means_of_what_is_nearest_to_them(make):
+    module, encoding, _ = moving_weight(make)
+    weight = module.get_parameter("0.weight")
+    noise = 0.4 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    mask = encoding.mask if isinstance(encoding, Sparse) else torch.ones_like(weight).bool()
+    with shared(module, {"0.weight": encoding}, moving=True):
+        with torch.no_grad():
+            weight.add_(noise)
+        free = weight.detach()[mask].double()
+        centroids, indices = trained_codebook(module, "0.weight")
+    nearest = (free.unsqueeze(1) - codebook_of(encoding).centroids.double()).abs().argmin(1)
+    means = torch.stack([free[nearest == one].mean() for one in nearest.unique()])
+    assert torch.allclose(centroids.double(), means, atol=1e-6)
+    again = (free.unsqueeze(1) - centroids.double()).abs().argmin(1)
+    assert torch.equal(indices.long(), again)
+    assert torch.equal(weight.detach()[mask], centroids[again])
+    assert not weight.detach()[~mask].any()
+
+
+def test_a_small_step_moves_a_centroid_as_it_does_where_assignments_are_fixed():
+    moved = []
+    for moving in (False, True):
+        module, encoding, slopes = moving_weight(book)
+        with shared(module, {"0.weight": encoding}, moving=moving):
+            optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+            (module.get_submodule("0").weight * slopes).sum().backward()
+            optimizer.step()
+            moved.append(trained_codebook(module, "0.weight")[0])
+    assert torch.allclose(moved[0], moved[1], atol=1e-6)
+
+
+def test_an_element_that_goes_its_own_way_changes_its_centroid():
+    module = nn.Module()
+    encoding = Codebook(torch.tensor([-1.0, 1.0]), torch.tensor([0, 0, 0, 1, 1, 1]).byte())
+    module.weight = nn.Parameter(encoding.materialise())
+    wanted = torch.tensor([-1.0, -1.0, 1.0, 1.0, 1.0, 1.0])
+    with shared(module, {"weight": encoding}, moving=True):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(50):
+            optimizer.zero_grad()
+            (module.weight - wanted).square().sum().backward()
+            optimizer.step()
+        centroids, indices = trained_codebook(module, "weight")
+    assert indices.tolist() == [0, 0, 1, 1, 1, 1]
+    assert torch.allclose(centroids, torch.tensor([-1.0, 1.0]), atol=1e-3)
+
+
+def test_centroids_that_nothing_is_nearest_to_are_dropped():
+    module = nn.Module()
+    encoding = Codebook(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0, 1, 2]).byte())
+    module.weight = nn.Parameter(encoding.materialise())
+    with shared(module, {"weight": encoding}, moving=True):
+        with torch.no_grad():
+            module.parametrizations.weight.original[1] = 1.0
+        centroids, indices = trained_codebook(module, "weight")
+        assert torch.equal(trained_codebook(module, "weight")[0], centroids)
+    assert (centroids.tolist(), indices.tolist()) == ([-1.0, 1.0], [0, 1, 1])
+
+
+def test_while_a_module_is_evaluated_centroids_stay():
+    module, encoding, _ = moving_weight(book)
+    weight = module.get_parameter("0.weight")
+    with shared(module, {"0.weight": encoding}, moving=True):
+        module.eval()
+        with torch.no_grad():
+            weight.add_(0.05)
+        assert torch.equal(module.get_submodule("0").weight, encoding.materialise())

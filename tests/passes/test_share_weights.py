@@ -338,6 +338,25 @@ def test_centroids_are_trained_and_assignments_are_not():
     assert same_bits(tensor_of(untuned.module, "0.weight"), tensor_of(plain.module, "0.weight"))
 
 
+def test_weights_that_may_move_lose_less_with_few_bits():
+    program, (x, y) = share(small(), "prune{density=0.3}").program, images()
+    train = shohin.Trainer([(x, y)], epochs=60, learning_rate=0.05)
+    losses = {}
+    for assignments in ("fixed", "trained"):
+        text = f"share-weights{{bits=1 assignments={assignments}}}"
+        after = share(program, text, train=train).program
+        assert_stored_exactly(after)
+        for name in NAMES:
+            kept = after.encodings[name]
+            assert torch.equal(kept.mask, program.encodings[name].mask)
+            assert codebook_of(kept).centroids.numel() <= 2
+        with torch.no_grad():
+            losses[assignments] = float(nn.functional.cross_entropy(after.module(x), y))
+        again = share(program, text, train=train).program
+        assert same_bits(*(tensor_of(one.module, "0.weight").detach() for one in (after, again)))
+    assert losses["trained"] < 0.8 * losses["fixed"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
 def test_centroids_may_be_trained_on_another_device():
     program, (x, y) = share(small(), "prune{density=0.3}").program, images()
@@ -567,6 +586,15 @@ def test_target_drop_errors():
         ),
         ("share-weights{target_drop=0.1}", "target_drop: needs an evaluate function"),
         ("share-weights{tune=all}", "share-weights tune: 'all' needs a train function, got none"),
+        (
+            "share-weights{assignments=trained}",
+            "share-weights assignments: 'trained' needs a train function, got none",
+        ),
+        ("share-weights{assignments=trained tune=none}", "does not go together with 'tune=none'"),
+        (
+            "share-weights{assignments=trained target_bytes=500}",
+            "does not go together with 'target_bytes'; weights that move take other bytes",
+        ),
         (
             'share-weights{exclude=["3.weigth"]}',
             "expected a convolution or linear weight, got no match; did you mean '3.weight' or ",
