@@ -40,8 +40,8 @@ def _networks(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    networks = options.networks.split(",")
-    pruning_accuracy.measure(networks, _seeds(options), test=options.test)
+    networks, goals = options.networks.split(","), options.goals.split(",")
+    pruning_accuracy.measure(networks, goals, _seeds(options), test=options.test)
 
 
 def _accuracy(options: argparse.Namespace) -> None:
@@ -99,6 +99,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--budget", type=float, default=8.0, help="seconds of measuring a row")
     parser.add_argument("--networks", default=",".join(RECIPES))
+    every = {goal: None for recipe in RECIPES.values() for goal in recipe.goals}
+    parser.add_argument("--goals", default=",".join(every), help="of each network, where it has it")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch, while training")
     parser.add_argument("--test", action="store_true", help="read the test images")

@@ -3,7 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,7 +26,9 @@ _HAS_BFLOAT16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text()
 """Where a processor has no instructions for it, bfloat16 takes many times as long."""
 
 
-def measure(networks: Iterable[str], seeds: Iterable[int], *, test: bool) -> None:
+def measure(
+    networks: Iterable[str], goals: Collection[str], seeds: Iterable[int], *, test: bool
+) -> None:
     """Train and prune networks, a file of figures for each network and seed.
 
     What is there already is not done again, and a training that was interrupted goes on after its
@@ -33,11 +36,14 @@ def measure(networks: Iterable[str], seeds: Iterable[int], *, test: bool) -> Non
 
     Args:
         networks: names in `RECIPES`.
+        goals: names of goals; others of the networks are left out.
         seeds: of the trainings.
         test: read the test images, which nothing is chosen on, for what has not read them yet.
     """
     seeds = tuple(seeds)
     for recipe in (RECIPES[name] for name in networks):
+        chosen = {name: goal for name, goal in recipe.goals.items() if name in goals}
+        recipe = replace(recipe, goals=chosen)
         images = load_images(recipe.images, recipe.batch, recipe.shift, recipe.mirror)
         for seed in seeds:
             _measure_seed(recipe, images, seed, test)

@@ -128,6 +128,16 @@ _LENET_5 = Recipe(
             least=100,
             most=0.91,
         ),
+        "130x": Goal(
+            passes=(
+                "prune{granularity=channel densities={conv1.weight: 0.5, conv2.weight: 0.4, "
+                "ip1.weight: 0.15} rounds=3}, remove-dead, "
+                + _prune(4, conv1=0.5, conv2=0.16, ip1=0.08, ip2=0.4)
+            ),
+            retraining=Training(epochs=7, learning_rate=0.02, weight_decay=5e-5),
+            least=130,
+            most=1.0,
+        ),
     },
 )
 _RESNET_20 = Recipe(
@@ -207,12 +217,14 @@ _VGG_9_TAUGHT = replace(
     baseline=_taught(6, 0.02, 5e-4),
     goals={
         "10x": Goal(
-            passes="prune{method=obs density=0.1 scope=global}, remove-dead",
-            retraining=_taught(4, 0.02, 5e-4),
+            passes=(
+                "prune{density=0.25 scope=global densities={classifier.2.weight: 0.03} rounds=2}, "
+                "remove-dead"
+            ),
+            retraining=_taught(2, 0.02, 5e-4),
             least=9,
             most=0.3,
             relative=True,
-            calibration=512,
         ),
     },
 )

@@ -31,6 +31,7 @@ _BUILT_IN: Mapping[str, str] = MappingProxyType(
         "prune": "shohin.passes.prune:Prune",
         "remove-dead": "shohin.passes.remove_dead:RemoveDead",
         "share-weights": "shohin.passes.share_weights:ShareWeights",
+        "fixed-point": "shohin.passes.fixed_point:ToFixedPoint",
         "entropy-code": "shohin.passes.entropy_code:EntropyCode",
     }
 )

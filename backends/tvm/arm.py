@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from shohin.backends.tvm.processor import Machine, Processor, Tune, check_threads, default_tune
 from shohin.errors import SpecError, near_name_hint
@@ -93,6 +93,12 @@ class ArmTarget(Processor):
             # moves so many loads ahead that half of the registers are spilled.
             "opt-level": 2,
         }
+
+    def dot_unit(self, bits: Literal[8, 16]) -> tuple[str, int]:
+        """``sdot`` where there is one, else ``smull``."""
+        if bits == 16:
+            return "smull16", 4
+        return "sdot" if _CORES[self.cpu].needs >= _V8_2 else "smull8", 4
 
     def registers(self) -> int:
         """Seven of the eight that there are: a product takes its input from a register."""

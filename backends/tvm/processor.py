@@ -54,6 +54,14 @@ class Processor(ABC):
         from memory.
         """
 
+    @abstractmethod
+    def dot_unit(self, bits: Literal[8, 16]) -> tuple[str, int]:
+        """Instructions for sums of products of integers: their name in `kernels.dots`, and lanes.
+
+        Args:
+            bits: width of the factors.
+        """
+
     def table_lanes(self) -> int:
         """Floats of a vector that one instruction orders by indices in a register; 0 for none."""
         return 0

@@ -3,7 +3,7 @@
 import platform
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from shohin.backends.tvm import arm
 from shohin.backends.tvm.processor import (
@@ -19,12 +19,21 @@ from shohin.errors import SpecError, near_name_hint
 
 __all__ = ["CpuTarget", "Tune", "host_example", "host_runs"]
 
+_V3 = {"avx2", "fma", "bmi2", "movbe"}
+_V4 = {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd"}
 _NEEDS = {
-    "x86-64-v4": {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd"},
-    "x86-64-v3": {"avx2", "fma", "bmi2", "movbe"},
+    "x86-64-v4-vnni": {*_V4, "avx512_vnni"},
+    "x86-64-v4": _V4,
+    "x86-64-v3-vnni": {*_V3, "avx_vnni"},
+    "x86-64-v3": _V3,
     "x86-64-v2": {"ssse3", "sse4_1", "sse4_2"},
 }
-"""Instruction set flags that a level needs beyond the one below it, the highest level first."""
+"""Instruction set flags that a level needs beyond the one below it, the highest level first.
+
+With ``-vnni`` it has sums of products of bytes beyond the level proper."""
+
+_VNNI_SUFFIX = "-vnni"
+_VNNI_FEATURES = {"x86-64-v4": "+avx512vnni", "x86-64-v3": "+avxvnni"}
 
 _MOST_TRIALS = 100_000
 
@@ -34,7 +43,8 @@ class CpuTarget(Processor):
     """An x86-64 processor to compile for.
 
     Attributes:
-        arch: ``native`` or an x86-64 level (``x86-64-v2`` to ``x86-64-v4``).
+        arch: ``native`` or an x86-64 level (``x86-64-v2`` to ``x86-64-v4``; with ``-vnni`` for
+            processors of the two highest that multiply bytes).
         threads: threads a binary uses unless told otherwise; also what work is split for.
         tune: whether tile shapes are chosen by a cost model alone (``off``), or by measuring a few
             (``quick``) or many (``full``) that are not in the cache; the environment variable
@@ -80,20 +90,31 @@ class CpuTarget(Processor):
 
     def tvm_description(self) -> dict[str, Any]:
         """The target in TVM's form."""
+        features = {"mattr": [_VNNI_FEATURES[self.level]]} if self.has_vnni() else {}
         return {
             "kind": "llvm",
             "mtriple": "x86_64-unknown-linux-gnu",
-            "mcpu": self.resolved(),
+            "mcpu": self.level,
             "num-cores": self.threads,
+            **features,
         }
+
+    @property
+    def level(self) -> str:
+        """The x86-64 level."""
+        return self.resolved().removesuffix(_VNNI_SUFFIX)
+
+    def has_vnni(self) -> bool:
+        """Whether an instruction adds products of bytes to 32-bit sums."""
+        return self.resolved().endswith(_VNNI_SUFFIX)
 
     def has_avx512(self) -> bool:
         """Whether vectors of 16 floats are one register."""
-        return self.resolved() == "x86-64-v4"
+        return self.level == "x86-64-v4"
 
     def has_fma(self) -> bool:
         """Whether vectors of 8 floats and fused multiply-add exist."""
-        return self.resolved() in ("x86-64-v3", "x86-64-v4")
+        return self.level in ("x86-64-v3", "x86-64-v4")
 
     def registers(self) -> int:
         """Vectors of 16 floats that registers hold: sums, and the weights they are fed from.
@@ -104,6 +125,14 @@ class CpuTarget(Processor):
         if self.has_avx512():
             return 30
         return 7 if self.has_fma() else 3
+
+    def dot_unit(self, bits: Literal[8, 16]) -> tuple[str, int]:
+        """``vpdpbusd`` where there is one, else ``pmaddubsw``; ``pmaddwd`` for 16 bits."""
+        if bits == 16:
+            return "maddwd", 16 if self.has_avx512() else 8 if self.has_fma() else 4
+        if self.has_vnni():
+            return "vnni", 16 if self.has_avx512() else 8
+        return "maddubs", 8 if self.has_fma() else 4
 
     def table_lanes(self) -> int:
         """Floats of a vector that one instruction orders by indices in a register; 0 for none."""

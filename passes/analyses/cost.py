@@ -9,7 +9,12 @@ from torch import fx, nn
 
 from shohin.ir.program import Program, encoding_of, tensor_of, weight_names
 from shohin.passes.analyses.liveness import liveness
-from shohin.passes.analyses.operators import WEIGHTED, weighted_operation
+from shohin.passes.analyses.operators import (
+    FIXED_WEIGHTED,
+    WEIGHTED,
+    weight_of,
+    weighted_operation,
+)
 from shohin.passes.analyses.shapes import Shapes, shapes
 from shohin.passes.patterns import argument
 from shohin.passes.remarks import NodeCost
@@ -133,6 +138,9 @@ def multiply_accumulates(node: fx.Node, layouts: Shapes) -> int:
     """
     if node.target in WEIGHTED:
         return _weighted_macs(node, layouts)
+    if node.target in FIXED_WEIGHTED:
+        weight = argument(node, "weight")
+        return layouts.of(node).elements * math.prod(layouts.of(weight).shape[1:])
     count = _PRODUCTS.get(node.target)
     return count(node, layouts) if count else 0
 
@@ -209,8 +217,8 @@ def _operation_cost(
 
 def _scale(macs: int, node: fx.Node, weights: Mapping[str, WeightCost]) -> int:
     """The share of the multiply-accumulates that the weight's non-zeros take part in."""
-    operation = weighted_operation(node)
-    weight = weights.get(str(operation.weight.target)) if operation else None
+    read = weight_of(node)
+    weight = weights.get(str(read.target)) if read is not None else None
     if weight is None or weight.elements == 0:
         return macs
     return macs * weight.nonzeros // weight.elements

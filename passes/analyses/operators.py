@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from shohin.ir.fixed_ops import fixed_conv2d, fixed_linear
 from shohin.passes.patterns import argument, constant_weight
 
 _aten = torch.ops.aten
@@ -32,6 +33,8 @@ TRANSPOSED_CONVOLUTIONS = frozenset(
 )
 LINEARS = frozenset({_aten.linear.default})
 WEIGHTED = CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS | LINEARS | {_aten.convolution.default}
+
+FIXED_WEIGHTED = frozenset({fixed_conv2d, fixed_linear})
 
 # Operators whose schema promises a fresh tensor but whose content is whatever memory held.
 _UNINITIALISED = frozenset({"aten::empty", "aten::empty_like", "aten::new_empty"})
@@ -79,6 +82,15 @@ def weighted_operation(node: fx.Node) -> WeightedOperation | None:
         transposed,
         node.target in LINEARS,
     )
+
+
+def weight_of(node: fx.Node) -> fx.Node | None:
+    """The node that gives the weight of a convolution or linear map, fixed-point ones included."""
+    if node.op == "call_function" and node.target in FIXED_WEIGHTED:
+        found = argument(node, "weight")
+        return found if isinstance(found, fx.Node) else None
+    operation = weighted_operation(node)
+    return operation.weight if operation is not None else None
 
 
 def pads_with_zeros(operation: WeightedOperation) -> bool:

@@ -12,10 +12,10 @@ from shohin.ir.program import Program, readers, tensor_of
 from shohin.passes.analyses.operators import weighted_operation
 from shohin.passes.base import Batch
 from shohin.passes.patterns import weight_name
+from shohin.passes.prefixes import Prefixes
 from shohin.passes.pruning.candidates import Candidate
 from shohin.passes.pruning.divergence import costs_of, divergence
 from shohin.passes.pruning.moments import Moments, Sampling
-from shohin.passes.pruning.prefixes import Prefixes
 from shohin.passes.pruning.surgeon import LARGEST_INPUTS, Problem, eliminate, reconstruct
 from shohin.passes.pruning.unfolding import Unfolding, can_unfold, unfolding_of
 from shohin.passes.remarks import Reason

@@ -30,6 +30,10 @@ class DepthwiseConv2d(Kernel):
         width: output pixels of a tile.
         steps: element-wise steps on the result.
         output_blocks: blocks of channels from one output image to the next; 0 for those computed.
+        source: element type of the input and the weights; sums of integers have `sum_type`.
+        weight_type: element type of the weights.
+        sum_type: element type of the bias and the sums.
+        result: element type of the output.
     """
 
     batch: int
@@ -38,6 +42,10 @@ class DepthwiseConv2d(Kernel):
     width: int
     steps: tuple[Step, ...] = ()
     output_blocks: int = 0
+    source: str = "float32"
+    weight_type: str = "float32"
+    sum_type: str = "float32"
+    result: str = "float32"
 
     tiling = frozenset({"width"})
 
@@ -78,11 +86,11 @@ class DepthwiseConv2d(Kernel):
         output = (self.batch, count, *self.geometry.output_size, LANES)
         stored = (self.batch, self.output_blocks or count, *output[2:])
         return (
-            Parameter("x", (self.batch, count, *self.geometry.size, LANES)),
-            Parameter("weight", self.weight_shape()),
-            Parameter("bias", (self.channels,)),
+            Parameter("x", (self.batch, count, *self.geometry.size, LANES), self.source),
+            Parameter("weight", self.weight_shape(), self.weight_type),
+            Parameter("bias", (self.channels,), self.sum_type),
             *operand_parameters(self.steps, output, self.channels),
-            Parameter("y", stored),
+            Parameter("y", stored, self.result),
         )
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
@@ -95,7 +103,7 @@ class DepthwiseConv2d(Kernel):
         row = T.floormod(item, height)
 
         def emit_tile(start: Expr, width: int, position: int | None) -> None:
-            sums = local(width * LANES)
+            sums = local(width * LANES, self.sum_type)
             for pixel in range(width):
                 store(sums, [ramp(pixel * LANES)], bias[ramp(block * LANES)])
             self._taps(sums, x, weight, (image, block, row), start, width, position)
@@ -110,6 +118,8 @@ class DepthwiseConv2d(Kernel):
                 lambda buffer: buffer[place],
                 lambda buffer: buffer[ramp(block * LANES)],
             )
+            if self.result != "float32":
+                result = T.cast(result, f"{self.result}x{LANES}")
             store(y, list(place), result)
 
         self.geometry.for_each_tile(self.width, emit_tile)
@@ -128,11 +138,15 @@ class DepthwiseConv2d(Kernel):
         low, high = self.geometry.tap_rows(row)
         with T.serial(low, high) as tap_row:
             for tap in range(self.geometry.kernel[1]):
-                taps = weight[block, tap_row, tap, ramp(0)]
+                taps = self._widened(weight[block, tap_row, tap, ramp(0)], self.weight_type)
                 for pixel in range(width):
                     if position is not None and not self.geometry.has_column(position + pixel, tap):
                         continue
                     column = self.geometry.column(start + pixel, tap)
-                    value = x[image, block, self.geometry.row(row, tap_row), column, ramp(0)]
+                    source_row = self.geometry.row(row, tap_row)
+                    value = self._widened(x[image, block, source_row, column, ramp(0)], self.source)
                     lane = ramp(pixel * LANES)
                     store(sums, [lane], sums[lane] + value * taps)
+
+    def _widened(self, value: Expr, dtype: str) -> Expr:
+        return value if dtype == self.sum_type else T.cast(value, f"{self.sum_type}x{LANES}")

@@ -125,6 +125,12 @@ def number(value: float, lanes: int = LANES) -> Expr:
     return splat(T.float32(value), lanes)
 
 
+def constant(value: float, dtype: str, lanes: int = LANES) -> Expr:
+    """A number of some element type in every lane."""
+    make = {"float32": T.float32, "int8": T.int8, "int16": T.int16, "int32": T.int32}[dtype]
+    return splat(make(value if dtype == "float32" else int(value)), lanes)
+
+
 def local(size: int, dtype: str = "float32") -> Buffer:
     """Scratch that lives in registers once indices are constant, on the stack otherwise."""
     frame = T.alloc_buffer(
@@ -138,9 +144,9 @@ def store(buffer: Buffer, indices: list[Expr], value: Expr) -> None:
     T.buffer_store(buffer, value, indices)
 
 
-def held(value: Expr, lanes: int) -> Expr:
+def held(value: Expr, lanes: int, dtype: str = "float32") -> Expr:
     """The value from a register: TVM unfolds an expression that is used more than once."""
-    register = local(lanes)
+    register = local(lanes, dtype)
     store(register, [ramp(0, lanes)], value)
     return register[ramp(0, lanes)]
 

@@ -8,6 +8,7 @@ from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from shohin.backends.tvm.kernels import vector_math as vm
 from shohin.backends.tvm.kernels.emit import Buffer, Expr, Parameter, held, number
+from shohin.backends.tvm.kernels.fixed_steps import PREFIX, apply_fixed_step, element_type
 
 OperandKind = Literal["none", "full", "channel"]
 Unary = Callable[[Expr], Expr]
@@ -20,15 +21,17 @@ class Step:
 
     Attributes:
         kind: a key of `UNARY`, `BINARY`, ``"clamp"``, ``"leaky-relu"``, ``"elu"``, or a binary
-            kind with ``"-scalar"``.
+            kind with ``"-scalar"``; or one of `fixed_steps`, for integers.
         constants: the step's numbers (bounds, slope, scalar).
         operand: the shape of the second operand: none, the result's own (``full``), or one number
             per channel.
+        operand_type: element type of the second operand.
     """
 
     kind: str
     constants: tuple[float, ...] = ()
     operand: OperandKind = "none"
+    operand_type: str = "float32"
 
 
 def _relu(x: Expr) -> Expr:
@@ -88,6 +91,8 @@ def apply_step(step: Step, x: Expr, operand: Expr | None) -> Expr:
         operand: the second operand's lanes, None for steps without one.
     """
     lanes = vm.lanes_of(x)
+    if step.kind.startswith(PREFIX):
+        return apply_fixed_step(step.kind, step.constants, x, operand, lanes)
     if operand is not None:
         return BINARY[step.kind](x, operand)
     if step.kind in UNARY:
@@ -125,7 +130,8 @@ def apply_steps(
             operand = load_full(next(remaining))
         elif step.operand == "channel":
             operand = load_channel(next(remaining))
-        x = held(apply_step(step, x, operand), vm.lanes_of(x))
+        found = apply_step(step, x, operand)
+        x = held(found, vm.lanes_of(x), element_type(found))
     return x
 
 
@@ -139,8 +145,8 @@ def operand_parameters(
         full: physical shape of the result.
         channels: length of a per-channel operand.
     """
-    kinds = [step.operand for step in steps if step.operand != "none"]
+    used = [step for step in steps if step.operand != "none"]
     return tuple(
-        Parameter(f"operand{i}", full if kind == "full" else (channels,))
-        for i, kind in enumerate(kinds)
+        Parameter(f"operand{i}", full if s.operand == "full" else (channels,), s.operand_type)
+        for i, s in enumerate(used)
     )

@@ -14,10 +14,11 @@ from shohin.backends.tvm.kernels.emit import (
     Parameter,
     blocks,
     ceil_div,
-    number,
+    constant,
     ramp,
     store,
 )
+from shohin.backends.tvm.kernels.epilogue import Step, apply_steps
 from shohin.backends.tvm.kernels.partial import load_lanes, store_lanes
 from shohin.backends.tvm.kernels.transposition import transposed
 
@@ -30,11 +31,17 @@ class _Conversion(Kernel):
         batch: images.
         channels: logical channels; the last block's missing lanes are zero.
         pixels: pixels of an image.
+        source: element type of the input.
+        result: element type of the output, another one only where there are steps.
+        steps: on every vector of 16 channels, or of pixels; without operands.
     """
 
     batch: int
     channels: int
     pixels: int
+    source: str = "float32"
+    result: str = "float32"
+    steps: tuple[Step, ...] = ()
 
     @property
     def extent(self) -> int:
@@ -71,6 +78,14 @@ class _Conversion(Kernel):
                 first = T.min(first, max(0, self.pixels - LANES))
             self._pixels(buffers, place, lanes, first)
 
+    def _finished(self, vector: Expr) -> Expr:
+        """A vector as it is stored."""
+        if not self.steps:
+            return vector
+        value = vector if self.source == "float32" else T.cast(vector, f"int32x{LANES}")
+        found = apply_steps(self.steps, value, (), lambda _: value, lambda _: value)
+        return found if self.result == "float32" else T.cast(found, f"{self.result}x{LANES}")
+
     @abstractmethod
     def _pixels(
         self, buffers: tuple[Buffer, ...], place: tuple[Expr, Expr], lanes: int, first: Expr
@@ -89,7 +104,10 @@ class ToBlocked(_Conversion):
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Plain input, blocked output."""
-        return Parameter("x", self._plain), Parameter("y", self._blocked)
+        return (
+            Parameter("x", self._plain, self.source),
+            Parameter("y", self._blocked, self.result),
+        )
 
     def _pixels(
         self, buffers: tuple[Buffer, ...], place: tuple[Expr, Expr], lanes: int, first: Expr
@@ -101,9 +119,10 @@ class ToBlocked(_Conversion):
             channel = block * LANES + lane
             return load_lanes(x, lambda last: [image, channel, last], first, self.pixels)
 
-        rows = [row(lane) if lane < lanes else number(0.0) for lane in range(LANES)]
-        for pixel, vector in enumerate(transposed(rows)[: self.pixels]):
-            store(y, [image, block, first + pixel, ramp(0)], vector)
+        zero = constant(0, self.source)
+        rows = [row(lane) if lane < lanes else zero for lane in range(LANES)]
+        for pixel, vector in enumerate(transposed(rows, self.source)[: self.pixels]):
+            store(y, [image, block, first + pixel, ramp(0)], self._finished(vector))
 
 
 @dataclass(frozen=True)
@@ -117,7 +136,10 @@ class ToPlain(_Conversion):
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Blocked input, plain output."""
-        return Parameter("x", self._blocked), Parameter("y", self._plain)
+        return (
+            Parameter("x", self._blocked, self.source),
+            Parameter("y", self._plain, self.result),
+        )
 
     def _pixels(
         self, buffers: tuple[Buffer, ...], place: tuple[Expr, Expr], lanes: int, first: Expr
@@ -128,14 +150,15 @@ class ToPlain(_Conversion):
         def row(pixel: int) -> Expr:
             return x[image, block, first + pixel, ramp(0)]
 
-        rows = [row(pixel) if pixel < self.pixels else number(0.0) for pixel in range(LANES)]
-        for lane, vector in enumerate(transposed(rows)[:lanes]):
+        zero = constant(0, self.source)
+        rows = [row(pixel) if pixel < self.pixels else zero for pixel in range(LANES)]
+        for lane, vector in enumerate(transposed(rows, self.source)[:lanes]):
             channel = block * LANES + lane
 
             def there(last: Expr, channel: Expr = channel) -> list[Expr]:
                 return [image, channel, last]
 
-            store_lanes(y, there, first, vector, self.pixels)
+            store_lanes(y, there, first, self._finished(vector), self.pixels)
 
 
 @dataclass(frozen=True)

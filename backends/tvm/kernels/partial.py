@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from shohin.backends.tvm.kernels.emit import LANES, Buffer, Expr, local, number, ramp, store
+from shohin.backends.tvm.kernels.emit import LANES, Buffer, Expr, constant, local, ramp, store
 
 Place = Callable[[Expr], list[Expr]]
 """Indices of a buffer's element or lanes, given the last index."""
@@ -26,7 +26,7 @@ def load_lanes(buffer: Buffer, place: Place, start: Expr, valid: int = LANES) ->
     if valid >= LANES:
         return buffer[tuple(place(ramp(start)))]
     scratch = local(LANES, str(buffer.dtype))
-    store(scratch, [ramp(0)], number(0.0))
+    store(scratch, [ramp(0)], constant(0, str(buffer.dtype)))
     for offset, lanes in pieces(valid):
         store(scratch, [ramp(offset, lanes)], buffer[tuple(place(ramp(start + offset, lanes)))])
     return scratch[ramp(0)]

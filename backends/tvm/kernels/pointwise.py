@@ -35,6 +35,8 @@ class Pointwise(Kernel):
         channel: where per-channel operands vary: along ``lanes`` (blocked), ``rows`` (plain) or
             ``inner`` (the last axis).
         steps: element-wise steps.
+        source: element type of the input; integers are widened to 32 bits.
+        result: element type of the output.
     """
 
     outer: int
@@ -42,6 +44,8 @@ class Pointwise(Kernel):
     inner: int
     channel: str
     steps: tuple[Step, ...]
+    source: str = "float32"
+    result: str = "float32"
 
     @property
     def family(self) -> str:
@@ -76,9 +80,9 @@ class Pointwise(Kernel):
         shape = (self._rows, self._length)
         width = {"lanes": self.channels * LANES, "rows": self.channels, "inner": self.inner}
         return (
-            Parameter("x", shape),
+            Parameter("x", shape, self.source),
             *operand_parameters(self.steps, shape, width[self.channel]),
-            Parameter("y", shape),
+            Parameter("y", shape, self.result),
         )
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
@@ -98,13 +102,18 @@ class Pointwise(Kernel):
                     return splat(buffer[channel_row])
                 return load_lanes(buffer, lambda last: [last], start, valid)
 
+            value = load_lanes(x, place, start, valid)
+            if self.source != "float32":
+                value = T.cast(value, f"int32x{LANES}")
             result = apply_steps(
                 self.steps,
-                load_lanes(x, place, start, valid),
+                value,
                 tuple(operands),
                 lambda buffer: load_lanes(buffer, place, start, valid),
                 load_channel,
             )
+            if self.result != "float32":
+                result = T.cast(result, f"{self.result}x{LANES}")
             store_lanes(y, place, start, result, valid)
 
         if not self._whole:

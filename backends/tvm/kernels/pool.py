@@ -1,8 +1,10 @@
 """Pooling in blocked layout: maximum, average, and the average over a whole image."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from shohin.backends.tvm.kernels.emit import (
@@ -11,6 +13,7 @@ from shohin.backends.tvm.kernels.emit import (
     Expr,
     Kernel,
     Parameter,
+    constant,
     local,
     number,
     ramp,
@@ -25,10 +28,12 @@ _PIXELS = 4
 Mode = Literal["max", "average"]
 
 
-def combined(mode: Mode, held: Expr, value: Expr) -> Expr:
+def combined(mode: Mode, held: Expr, value: Expr, dtype: str = "float32") -> Expr:
     """What a window's pixels so far, maximum or sum, become with one more."""
     if mode == "average":
         return held + value
+    if dtype != "float32":
+        return T.max(held, value)
     # NaN is the largest of all, as in PyTorch, whichever side it is on.
     return T.call_llvm_pure_intrin(f"float32x{LANES}", "llvm.maximum", held, value)
 
@@ -50,6 +55,7 @@ class Pool2d(Kernel):
         count_padding: whether an average counts padded zeros.
         divisor: fixed divisor of an average, 0 for none.
         output_blocks: blocks of channels from one output image to the next; 0 for its own.
+        dtype: element type; integers have a maximum only.
     """
 
     mode: Mode
@@ -64,6 +70,7 @@ class Pool2d(Kernel):
     count_padding: bool = True
     divisor: int = 0
     output_blocks: int = 0
+    dtype: str = "float32"
 
     @property
     def family(self) -> str:
@@ -85,8 +92,8 @@ class Pool2d(Kernel):
         """Input, output."""
         stored = self.output_blocks or self.channel_blocks
         return (
-            Parameter("x", (self.batch, self.channel_blocks, *self.size, LANES)),
-            Parameter("y", (self.batch, stored, *self.output_size, LANES)),
+            Parameter("x", (self.batch, self.channel_blocks, *self.size, LANES), self.dtype),
+            Parameter("y", (self.batch, stored, *self.output_size, LANES), self.dtype),
         )
 
     @property
@@ -135,22 +142,26 @@ class Pool2d(Kernel):
         """Neighbouring pixels that have the same taps inside the image."""
         x, y = buffers
         image, block, row = place
-        first = T.float32(float("-inf") if self.mode == "max" else 0.0)
-        totals = local(width * LANES)
+        first = constant(self._least() if self.mode == "max" else 0.0, self.dtype)
+        totals = local(width * LANES, self.dtype)
         for pixel in range(width):
-            store(totals, [ramp(pixel * LANES)], splat(first))
+            store(totals, [ramp(pixel * LANES)], first)
         rows = self.geometry.tap_rows(row)
         with T.serial(*rows) as tap_row, T.serial(*taps) as tap:
             for pixel in range(width):
                 column = self.geometry.column(start + pixel, tap)
                 value = x[image, block, self.geometry.row(row, tap_row), column, ramp(0)]
                 lane = ramp(pixel * LANES)
-                store(totals, [lane], combined(self.mode, totals[lane], value))
+                store(totals, [lane], combined(self.mode, totals[lane], value, self.dtype))
         for pixel in range(width):
             result = totals[ramp(pixel * LANES)]
             if self.mode == "average":
                 result = result * splat(self._reciprocal(row, start + pixel, rows, taps))
             store(y, [image, block, row, start + pixel, ramp(0)], result)
+
+    def _least(self) -> float:
+        """What every number of the type is at least."""
+        return -math.inf if self.dtype == "float32" else float(np.iinfo(self.dtype).min)
 
     def _reciprocal(
         self, row: Expr, column: Expr, rows: tuple[Expr, Expr], taps: tuple[int, int]

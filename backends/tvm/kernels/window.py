@@ -11,7 +11,7 @@ from shohin.backends.tvm.kernels.emit import (
     Kernel,
     Parameter,
     blocks,
-    number,
+    constant,
     ramp,
     store,
 )
@@ -33,6 +33,7 @@ class Window(Kernel):
         start: (c0, h0, w0), negative for padding in front.
         step: (sh, sw).
         value: what lies outside of the input.
+        dtype: element type.
     """
 
     batch: int
@@ -43,6 +44,7 @@ class Window(Kernel):
     start: tuple[int, int, int]
     step: tuple[int, int]
     value: float = 0.0
+    dtype: str = "float32"
 
     @property
     def family(self) -> str:
@@ -62,8 +64,12 @@ class Window(Kernel):
     def parameters(self) -> tuple[Parameter, ...]:
         """Input, output."""
         return (
-            Parameter("x", (self.batch, blocks(self.channels), *self.size, LANES)),
-            Parameter("y", (self.batch, blocks(self.output_channels), *self.output_size, LANES)),
+            Parameter("x", (self.batch, blocks(self.channels), *self.size, LANES), self.dtype),
+            Parameter(
+                "y",
+                (self.batch, blocks(self.output_channels), *self.output_size, LANES),
+                self.dtype,
+            ),
         )
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
@@ -83,7 +89,7 @@ class Window(Kernel):
         source_row = row * self.step[0] + self.start[1]
         with T.serial(0, self.output_size[1]) as column:
             source_column = column * self.step[1] + self.start[2]
-            store(y, [image, block, row, column, ramp(0)], number(self.value))
+            store(y, [image, block, row, column, ramp(0)], constant(self.value, self.dtype))
             for lane, length, source in self._runs(block):
                 with T.If(self._inside(source_row, source_column)), T.Then():
                     store(

@@ -182,13 +182,24 @@ def select_identity(selector: Selector, node: fx.Node) -> bool:
     """Operators that change nothing at inference."""
     if node.target is aten.dropout.default and selector.argument(node, "train"):
         return False
-    x = selector.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+    x = selector.passable(node.args[0])
     fake = selector.fakes[node]
-    if x is None or not isinstance(fake, Tensor) or fake.dtype != x.dtype:
+    if x is None or not isinstance(fake, Tensor) or not (x.fixed or fake.dtype == x.dtype):
         return False
-    selector.emit(View(selector.result(node), selector.label(node, "identity"), x))
+    selector.emit(View(selector.passed(node, x), selector.label(node, "identity"), x))
     return True
 
+
+PASSING = frozenset(
+    {
+        aten.dropout.default,
+        aten.clone.default,
+        aten.contiguous.default,
+        aten.alias.default,
+        aten.detach.default,
+    }
+)
+"""Operators that give what they are given."""
 
 HANDLERS: dict[Any, Handler] = {
     **dict.fromkeys(_UNARY, select_unary),

@@ -2,10 +2,13 @@
 
 from collections import Counter
 
+from shohin.backends.tvm.kernels.epilogue import Step
 from shohin.backends.tvm.lowering.operations import (
     BatchedMatMul,
     Convolution,
     Elementwise,
+    FixedConvolution,
+    FixedLinear,
     FusedStep,
     Linear,
     Operation,
@@ -13,8 +16,9 @@ from shohin.backends.tvm.lowering.operations import (
     Value,
     WindowCopy,
 )
+from shohin.backends.tvm.lowering.values import dtype_text
 
-_HOSTS = (Convolution, Linear, BatchedMatMul, Elementwise)
+_HOSTS = (Convolution, FixedConvolution, Linear, FixedLinear, BatchedMatMul, Elementwise)
 _SWAPPED = {
     "add": "add",
     "multiply": "multiply",
@@ -22,6 +26,8 @@ _SWAPPED = {
     "minimum": "minimum",
     "subtract": "subtract-from",
     "subtract-from": "subtract",
+    "fixed-add": "fixed-add",
+    "fixed-multiply": "fixed-multiply",
 }
 
 
@@ -69,9 +75,16 @@ def _prefer_later_operand(
         return hosts, not isinstance(producer, Elementwise), order.get(value, -1)
 
     if rank(other) > rank(op.x):
-        swapped = type(first.step)(_SWAPPED[first.step.kind], first.step.constants, "full")
-        op.steps[0] = FusedStep(swapped, op.x)
+        op.steps[0] = FusedStep(_swapped(first.step, op.x), op.x)
         op.x = other
+
+
+def _swapped(step: Step, operand: Value) -> Step:
+    """The step that does the same with its operands exchanged."""
+    numbers = step.constants
+    if step.kind == "fixed-add":
+        numbers = (numbers[1], numbers[0], *numbers[2:])
+    return Step(_SWAPPED[step.kind], numbers, "full", dtype_text(operand.dtype))
 
 
 def _merge(host: Operation, op: Operation) -> bool:
@@ -85,7 +98,7 @@ def _merge(host: Operation, op: Operation) -> bool:
 
 def _merge_steps(host: Operation, op: Elementwise) -> bool:
     channel = any(step.step.operand == "channel" for step in op.steps)
-    matrix = isinstance(host, (Linear, BatchedMatMul))
+    matrix = isinstance(host, (Linear, FixedLinear, BatchedMatMul))
     if channel and matrix and len(op.output.shape) == 4:
         return False
     host.steps.extend(op.steps)

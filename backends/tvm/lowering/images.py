@@ -23,6 +23,11 @@ def _is_image(value: Value | None) -> bool:
     return value is not None and len(value.shape) == 4 and value.dtype == torch.float32
 
 
+def _is_map(value: Value | None) -> bool:
+    """Whether a value is an image, of real numbers or of integers that stand for such."""
+    return value is not None and len(value.shape) == 4 and (value.fixed or _is_image(value))
+
+
 def _pair(item: Any) -> tuple[int, int]:
     if isinstance(item, int):
         return item, item
@@ -113,14 +118,14 @@ def select_conv1d(selector: Selector, node: fx.Node) -> bool:
 
 def select_max_pool2d(selector: Selector, node: fx.Node) -> bool:
     """``aten.max_pool2d``."""
-    x = selector.tensor(node, "self")
-    if x is None or not _is_image(x):
+    x = selector.passable(selector.argument(node, "self"))
+    if x is None or not _is_map(x):
         return False
     kernel = _pair(selector.argument(node, "kernel_size"))
     stride = selector.argument(node, "stride")
     selector.emit(
         Pooling(
-            selector.result(node),
+            selector.passed(node, x),
             selector.label(node, f"max pool {kernel[0]}x{kernel[1]}"),
             x,
             "max",
@@ -202,7 +207,7 @@ def select_mean(selector: Selector, node: fx.Node) -> bool:
 
 def select_slice(selector: Selector, node: fx.Node) -> bool:
     """``aten.slice`` of an image's rows, columns or channels, or of leading elements (a view)."""
-    x = selector.tensor(node, "self")
+    x = selector.passable(selector.argument(node, "self"))
     if x is None:
         return False
     rank = len(x.shape)
@@ -211,7 +216,7 @@ def select_slice(selector: Selector, node: fx.Node) -> bool:
     start = selector.argument(node, "start") or 0
     start = min(max(start + size if start < 0 else start, 0), size)
     step = int(selector.argument(node, "step"))
-    y = selector.result(node)
+    y = selector.passed(node, x)
     if y.shape == x.shape:
         selector.emit(View(y, selector.label(node, "slice"), x))
         return True
@@ -219,8 +224,8 @@ def select_slice(selector: Selector, node: fx.Node) -> bool:
         offset = start * _product(x.shape[axis + 1 :])
         selector.emit(View(y, selector.label(node, "slice"), x, offset))
         return True
-    if not _is_image(x) or axis == 0 or (axis == 1 and step != 1):
-        del selector.values[node]
+    if not _is_map(x) or axis == 0 or (axis == 1 and step != 1):
+        del (selector.fixed if x.fixed else selector.values)[node]
         return False
     starts = [0, 0, 0]
     steps = [1, 1, 1]
@@ -239,9 +244,9 @@ def _product(sizes: tuple[int, ...]) -> int:
 
 def select_pad(selector: Selector, node: fx.Node) -> bool:
     """``aten.pad`` and ``aten.constant_pad_nd`` of an image with a constant."""
-    x = selector.tensor(node, "self")
+    x = selector.passable(selector.argument(node, "self"))
     mode = selector.argument(node, "mode", "constant")
-    if x is None or not _is_image(x) or mode != "constant":
+    if x is None or not _is_map(x) or mode != "constant":
         return False
     amounts = [int(amount) for amount in selector.argument(node, "pad")]
     amounts += [0] * (8 - len(amounts))
@@ -250,23 +255,37 @@ def select_pad(selector: Selector, node: fx.Node) -> bool:
     label = selector.label(node, "pad")
     start = (-amounts[4], -amounts[2], -amounts[0])
     value = float(selector.argument(node, "value") or 0.0)
-    selector.emit(WindowCopy(selector.result(node), label, x, start, (1, 1), value))
+    selector.emit(WindowCopy(selector.passed(node, x), label, x, start, (1, 1), value))
     return True
 
 
 def select_cat(selector: Selector, node: fx.Node) -> bool:
     """``aten.cat`` of arrays of one element type."""
-    parts = [selector.values.get(part) for part in node.args[0]]  # type: ignore[union-attr, arg-type]
+    parts = [selector.passable(part) for part in node.args[0]]  # type: ignore[union-attr]
     if any(part is None or part.constant is not None for part in parts):
         return False
     found = [part for part in parts if part is not None]
-    if len({part.dtype for part in found}) != 1 or any(not part.elements for part in found):
+    kinds = {(part.dtype, part.fixed) for part in found}
+    if len(kinds) != 1 or any(not part.elements for part in found):
         return False
     axis = int(selector.argument(node, "dim")) % len(found[0].shape)
     label = selector.label(node, f"concat of {len(found)}")
-    selector.emit(Concatenation(selector.result(node), label, found, axis))
+    y = selector.passed(node, found[0])
+    y.nonnegative = all(part.nonnegative for part in found)
+    selector.emit(Concatenation(y, label, found, axis))
     return True
 
+
+PASSING = frozenset(
+    {
+        aten.max_pool2d.default,
+        aten.slice.Tensor,
+        aten.pad.default,
+        aten.constant_pad_nd.default,
+        aten.cat.default,
+    }
+)
+"""Operators that give numbers that they are given, and zeros."""
 
 HANDLERS: dict[Any, Handler] = {
     aten.conv2d.default: select_conv2d,

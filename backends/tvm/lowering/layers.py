@@ -139,16 +139,16 @@ def select_layer_norm(selector: Selector, node: fx.Node) -> bool:
 
 def select_view(selector: Selector, node: fx.Node) -> bool:
     """Reshapes of every kind: arrays are contiguous here, so none moves anything."""
-    x = selector.values.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+    x = selector.passable(node.args[0])
     if x is None or x.constant is not None:
         return False
-    selector.emit(View(selector.result(node), selector.label(node, "view"), x))
+    selector.emit(View(selector.passed(node, x), selector.label(node, "view"), x))
     return True
 
 
 def select_transpose(selector: Selector, node: fx.Node) -> bool:
     """Permutations that only move axes of size 1, which are reshapes; others are declined."""
-    x = selector.tensor(node, "self")
+    x = selector.passable(selector.argument(node, "self"))
     if x is None or x.constant is not None:
         return False
     rank = len(x.shape)
@@ -163,7 +163,7 @@ def select_transpose(selector: Selector, node: fx.Node) -> bool:
     moved = [axis for axis in order if x.shape[axis] != 1]
     if moved != sorted(moved):
         return False
-    selector.emit(View(selector.result(node), selector.label(node, "view"), x))
+    selector.emit(View(selector.passed(node, x), selector.label(node, "view"), x))
     return True
 
 
@@ -197,7 +197,7 @@ def select_split(selector: Selector, node: fx.Node) -> bool:
 
 def select_select(selector: Selector, node: fx.Node) -> bool:
     """``aten.select`` along a leading axis, a view."""
-    x = selector.tensor(node, "self")
+    x = selector.passable(selector.argument(node, "self"))
     if x is None or x.constant is not None:
         return False
     axis = int(selector.argument(node, "dim")) % len(x.shape)
@@ -205,7 +205,7 @@ def select_select(selector: Selector, node: fx.Node) -> bool:
         return False
     index = int(selector.argument(node, "index")) % x.shape[axis]
     offset = index * math.prod(x.shape[axis + 1 :])
-    selector.emit(View(selector.result(node), selector.label(node, "part"), x, offset))
+    selector.emit(View(selector.passed(node, x), selector.label(node, "part"), x, offset))
     return True
 
 
@@ -226,6 +226,17 @@ _VIEWS = (
     aten.squeeze.dims,
     aten.unsqueeze.default,
 )
+
+PASSING = frozenset(
+    {
+        *_VIEWS,
+        aten.transpose.int,
+        aten.permute.default,
+        aten.t.default,
+        aten.select.int,
+    }
+)
+"""Operators that give the numbers that they are given."""
 
 HANDLERS: dict[Any, Handler] = {
     aten.linear.default: select_linear,

@@ -4,10 +4,12 @@ from pathlib import Path
 
 from shohin.backends.tvm.lowering import elementwise, images, layers
 from shohin.backends.tvm.lowering import operations as ops
+from shohin.backends.tvm.lowering import place_fixed as pf
 from shohin.backends.tvm.lowering import place_images as pi
 from shohin.backends.tvm.lowering import place_matrices as pm
 from shohin.backends.tvm.lowering import place_regions as pr
 from shohin.backends.tvm.lowering.calls import Plan
+from shohin.backends.tvm.lowering.fixed import select_fixed
 from shohin.backends.tvm.lowering.fuse import fuse
 from shohin.backends.tvm.lowering.memory import ConstantFile, plan_arena
 from shohin.backends.tvm.lowering.operations import Operation, Operations, Region
@@ -15,6 +17,8 @@ from shohin.backends.tvm.lowering.plan import Placer, Planner
 from shohin.backends.tvm.lowering.select import Selector
 from shohin.backends.tvm.tuning.tuner import Progress, Tuner
 from shohin.ir.program import Program
+
+PASSING = images.PASSING | elementwise.PASSING | layers.PASSING
 
 HANDLERS = {**images.HANDLERS, **elementwise.HANDLERS, **layers.HANDLERS}
 
@@ -25,6 +29,9 @@ PLACERS: dict[type[Operation], Placer] = {
     ops.Concatenation: pi.place_concatenation,
     ops.WindowCopy: pi.place_window,
     ops.Linear: pm.place_linear,
+    ops.FixedConvolution: pf.place_convolution,
+    ops.FixedLinear: pf.place_linear,
+    ops.FixedAverage: pf.place_average,
     ops.BatchedMatMul: pm.place_batched_matmul,
     ops.Elementwise: pm.place_elementwise,
     ops.SoftmaxRows: pm.place_softmax,
@@ -44,7 +51,8 @@ def select(program: Program, batch: int) -> Operations:
     Raises:
         UnsupportedError: listing every node that nothing can compile.
     """
-    operations = fuse(Selector(program, batch, HANDLERS).select())
+    selector = Selector(program, batch, HANDLERS, select_fixed, PASSING)
+    operations = fuse(selector.select())
     pr.refuse_unsupported([op for op in operations.operations if isinstance(op, Region)])
     return operations
 

@@ -26,12 +26,16 @@ class Value:
         shape: logical sizes.
         dtype: element type.
         constant: the numbers, for a weight; None for what is computed.
+        fixed: whether these are integers that stand for numbers on a grid.
+        nonnegative: whether none of them is negative.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     constant: torch.Tensor | None = None
+    fixed: bool = False
+    nonnegative: bool = False
 
     @property
     def elements(self) -> int:
@@ -126,6 +130,69 @@ class Linear(Operation):
     @property
     def inputs(self) -> list[Value]:
         """The rows."""
+        return [self.x]
+
+
+@dataclass(eq=False)
+class FixedWeights:
+    """Weights and biases of a fixed-point layer, as integers.
+
+    Attributes:
+        codes: `[outputs, ...]`, int8 or int16.
+        bits: width of the integers.
+        biases: int64 `[outputs]`, at the radix of the products.
+        wide: whether sums need more than 32 bits.
+    """
+
+    codes: torch.Tensor
+    bits: int
+    biases: torch.Tensor
+    wide: bool
+
+
+@dataclass(eq=False)
+class FixedConvolution(Operation):
+    """2-d convolution of integers; padding is (top, bottom, left, right). A step rescales."""
+
+    x: Value
+    weights: FixedWeights
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The image."""
+        return [self.x]
+
+
+@dataclass(eq=False)
+class FixedLinear(Operation):
+    """Fully connected layer of integers on the last axis. A step rescales."""
+
+    x: Value
+    weights: FixedWeights
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The rows."""
+        return [self.x]
+
+
+@dataclass(eq=False)
+class FixedAverage(Operation):
+    """Sums over windows times a whole number; padding is (top, bottom, left, right)."""
+
+    x: Value
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    multiplier: int
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The image."""
         return [self.x]
 
 

@@ -13,6 +13,7 @@ from shohin.backends.tvm.kernels.emit import LANES, blocks
 from shohin.backends.tvm.kernels.plane_pool import PlanePool, pools_in_planes
 from shohin.backends.tvm.kernels.pool import GlobalAverage, Pool2d
 from shohin.backends.tvm.kernels.window import Concat, Window
+from shohin.backends.tvm.lowering.groups import merge_groups
 from shohin.backends.tvm.lowering.operations import (
     Array,
     Concatenation,
@@ -44,7 +45,7 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
     if op.groups == channels == filters and channels > 1:
         _place_depthwise(planner, op)
         return
-    weight, groups = _merge_groups(numpy_of(op.weight), op.groups, channels)
+    weight, groups = merge_groups(numpy_of(op.weight), op.groups, channels)
     plain = groups == 1 and channels <= _PLAIN_CHANNELS and planner.has_plain(op.x)
     padded_filters = blocks(filters) * LANES
     size, positions = _fold_pixels(planner, op, weight)
@@ -79,31 +80,6 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
 
 def _macs(op: Convolution) -> int:
     return op.output.elements * math.prod(op.weight.shape[1:])
-
-
-def _merge_groups(weight: Array, groups: int, channels: int) -> tuple[Array, int]:
-    """Join groups until each has whole blocks of channels; other groups' weights are zero."""
-    per_group, filters = channels // groups, weight.shape[0] // groups
-    if groups == 1:
-        return weight, 1
-    join = next(
-        (
-            count
-            for count in range(1, groups + 1)
-            if groups % count == 0
-            and count * per_group % LANES == 0
-            and count * filters % LANES == 0
-        ),
-        groups,
-    )
-    if join == 1:
-        return weight, groups
-    merged: Array = np.zeros((weight.shape[0], per_group * join, *weight.shape[2:]), weight.dtype)
-    for group in range(groups):
-        rows = slice(group * filters, (group + 1) * filters)
-        first = group % join * per_group
-        merged[rows, first : first + per_group] = weight[rows]
-    return merged, groups // join
 
 
 def _fold_pixels(planner: Planner, op: Convolution, weight: Array) -> tuple[tuple[int, int], int]:
@@ -183,6 +159,7 @@ def place_pooling(planner: Planner, op: Pooling) -> None:
         op.count_padding,
         op.divisor,
         planner.image_blocks(op.output),
+        dtype_text(op.output.dtype),
     )
     planner.call(kernel, [planner.blocked(op.x), planner.define_blocked(op.output)], op.label)
 
@@ -218,10 +195,12 @@ def place_concatenation(planner: Planner, op: Concatenation) -> None:
     if _joins_planes(planner, op):
         return
     if _joins_blocks(planner, op):
-        lengths = tuple(blocked_bytes(part) // 4 // part.shape[0] for part in op.parts)
+        lengths = tuple(
+            blocked_bytes(part) // part.dtype.itemsize // part.shape[0] for part in op.parts
+        )
         places = [planner.blocked(part) for part in op.parts]
-        y = planner.define_blocked(op.output)
-        planner.call(Concat(op.output.shape[0], lengths), [*places, y], op.label)
+        kernel = Concat(op.output.shape[0], lengths, dtype_text(op.output.dtype))
+        planner.call(kernel, [*places, planner.define_blocked(op.output)], op.label)
         return
     outer = math.prod(op.output.shape[: op.axis])
     lengths = tuple(math.prod(part.shape[op.axis :]) for part in op.parts)
@@ -243,9 +222,10 @@ def _joins_planes(planner: Planner, op: Concatenation) -> bool:
 
 
 def _joins_blocks(planner: Planner, op: Concatenation) -> bool:
-    image = len(op.output.shape) == 4 and op.output.dtype == torch.float32
+    numbers = op.output.fixed or op.output.dtype == torch.float32
     return (
-        image
+        len(op.output.shape) == 4
+        and numbers
         and op.axis == 1
         and all(part.shape[1] % LANES == 0 for part in op.parts[:-1])
         and all(planner.has_blocked(part) for part in op.parts)
@@ -263,5 +243,6 @@ def place_window(planner: Planner, op: WindowCopy) -> None:
         op.start,
         op.step,
         op.value,
+        dtype_text(op.output.dtype),
     )
     planner.call(kernel, [planner.blocked(op.x), planner.define_blocked(op.output)], op.label)

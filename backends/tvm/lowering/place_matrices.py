@@ -22,8 +22,15 @@ from shohin.backends.tvm.lowering.operations import (
     View,
 )
 from shohin.backends.tvm.lowering.place_codebook import place_compressed_linear
+from shohin.backends.tvm.lowering.place_fixed import place_quantized_image
 from shohin.backends.tvm.lowering.plan import Planner
-from shohin.backends.tvm.lowering.values import bias_numbers, blocked_bytes, kernel_steps, numpy_of
+from shohin.backends.tvm.lowering.values import (
+    bias_numbers,
+    blocked_bytes,
+    dtype_text,
+    kernel_steps,
+    numpy_of,
+)
 
 
 def place_linear(planner: Planner, op: Linear) -> None:
@@ -122,18 +129,22 @@ def place_elementwise(planner: Planner, op: Elementwise) -> None:
     """A chain that no producer took, in the layout its input has."""
     shape = op.x.shape
     image = len(shape) == 4
+    if place_quantized_image(planner, op):
+        return
+    kinds = dtype_text(op.x.dtype), dtype_text(op.output.dtype)
     if image and planner.has_blocked(op.x):
-        count = blocks(shape[1])
-        kernel = Pointwise(shape[0], count, shape[2] * shape[3] * LANES, "lanes", kernel_steps(op))
+        count, pixels = blocks(shape[1]), shape[2] * shape[3]
+        kernel = Pointwise(shape[0], count, pixels * LANES, "lanes", kernel_steps(op), *kinds)
         x = planner.blocked(op.x)
         operands = planner.operands(op, blocked=True, width=count * LANES)
         planner.call(kernel, [x, *operands, planner.define_blocked(op.output)], op.label)
         return
     if image:
-        kernel = Pointwise(shape[0], shape[1], shape[2] * shape[3], "rows", kernel_steps(op))
+        pixels = shape[2] * shape[3]
+        kernel = Pointwise(shape[0], shape[1], pixels, "rows", kernel_steps(op), *kinds)
     else:
         width = shape[-1] if shape else 1
-        kernel = Pointwise(math.prod(shape[:-1]), 1, width, "inner", kernel_steps(op))
+        kernel = Pointwise(math.prod(shape[:-1]), 1, width, "inner", kernel_steps(op), *kinds)
     x = planner.plain(op.x)
     width = shape[1] if image else kernel.inner
     operands = planner.operands(op, blocked=False, width=width)

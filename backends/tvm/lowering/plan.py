@@ -200,6 +200,11 @@ class Planner:
                 widths.append(self.wanted_border(reader.output, planes))
         return max(widths)
 
+    def is_read_by(self, value: Value, kinds: tuple[type[Operation], ...]) -> bool:
+        """Whether all who read a value as their input are operations of some kinds."""
+        readers = self._readers.get(value, [])
+        return bool(readers) and all(isinstance(reader, kinds) for reader in readers)
+
     def wants_planes(self, value: Value) -> bool:
         """Whether a convolution with a sparse weight reads the image."""
         readers = self._readers.get(value, [])
@@ -318,7 +323,9 @@ class Planner:
         if height * width == 1 and (channels % LANES == 0 or batch == 1):
             return blocked
         y = self.new_buffer(value.bytes)
-        self.call(ToPlain(batch, channels, height * width), [blocked, y], f"{value.name}: to plain")
+        element = dtype_text(value.dtype)
+        kernel = ToPlain(batch, channels, height * width, element, element)
+        self.call(kernel, [blocked, y], f"{value.name}: to plain")
         return y
 
     def _view(self, value: Value, source: Value, offset: int) -> Placement:
@@ -352,7 +359,8 @@ class Planner:
         if height * width == 1 and channels % LANES == 0:
             return x
         y = self.new_buffer(blocked_bytes(value))
-        kernel = ToBlocked(batch, channels, height * width)
+        element = dtype_text(value.dtype)
+        kernel = ToBlocked(batch, channels, height * width, element, element)
         self.call(kernel, [x, y], f"{value.name}: to blocked")
         return y
 

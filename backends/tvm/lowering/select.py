@@ -4,15 +4,23 @@ Each operator has a handler that either emits operations or declines, saying so 
 False; runs of declined nodes become regions, which TVM's own legalisation compiles.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
 
-from shohin.backends.tvm.lowering.operations import Operation, Operations, Region, Value
+from shohin.backends.tvm.kernels.epilogue import Step
+from shohin.backends.tvm.lowering.operations import (
+    Elementwise,
+    FusedStep,
+    Operation,
+    Operations,
+    Region,
+    Value,
+)
 from shohin.errors import UnsupportedError
-from shohin.ir.annotations import Origin, annotation
+from shohin.ir.annotations import ActivationFormat, Origin, annotation
 from shohin.ir.codebook import Codebook
 from shohin.ir.encodings import Encoding, Sparse
 from shohin.ir.program import Program, tensor_of
@@ -32,11 +40,22 @@ class Selector:
         program: what to select for.
         batch: size of the symbolic batch.
         handlers: emitters by operator.
+        fixed_handler: emits fixed-point nodes, which it is asked about first.
+        passing: operators whose handlers take integers that stand for numbers as well.
     """
 
-    def __init__(self, program: Program, batch: int, handlers: dict[Any, Handler]) -> None:
+    def __init__(
+        self,
+        program: Program,
+        batch: int,
+        handlers: dict[Any, Handler],
+        fixed_handler: Handler = lambda selector, node: False,
+        passing: Collection[Any] = (),
+    ) -> None:
         self.program = program
         self.handlers = handlers
+        self._fixed_handler = fixed_handler
+        self._passing = passing
         self.fakes = fake_values(program.module, program.inputs, batch)
         self.values: dict[fx.Node, Value] = {}
         self.operations: list[Operation] = []
@@ -45,6 +64,7 @@ class Selector:
         self._taken: set[fx.Node] = set()
         self._constants: dict[str, Value] = {}
         self._known: dict[fx.Node, Tensor] = {}
+        self.fixed: dict[fx.Node, Value] = {}
         self._folds = not any(_mutates(node) for node in program.graph.nodes)
 
     def select(self) -> Operations:
@@ -58,14 +78,22 @@ class Selector:
                 self.values[node] = self.constant(str(node.target))
                 self._known[node] = tensor_of(self.program.module, str(node.target)).detach()
             elif node.op == "output":
+                results = _flatten(node.args[0])
+                self._make_real(results)
                 self._flush()
-                outputs = [self.value(result) for result in _flatten(node.args[0])]
+                outputs = [self.value(result) for result in results]
             elif self._computes_tensor(node) and node not in self._taken and not self._fold(node):
                 self._select_node(node)
         return Operations(inputs, outputs, self.operations)
 
     def _select_node(self, node: fx.Node) -> None:
+        if self._fixed_handler(self, node):
+            return
         handler = self.handlers.get(node.target)
+        given = [one for one in node.all_input_nodes if one in self.fixed]
+        if handler is not None and node.target in self._passing and given and handler(self, node):
+            return
+        self._make_real(given)
         if handler is not None and self._settled(node) and handler(self, node):
             return
         self._pending.append(node)
@@ -92,6 +120,28 @@ class Selector:
         self._known[node] = tensor.contiguous()
         self.values[node] = Value(node.name, tuple(tensor.shape), tensor.dtype, self._known[node])
         return True
+
+    def _make_real(self, nodes: Iterable[object]) -> None:
+        """Convert what is only there as integers."""
+        for node in nodes:
+            if isinstance(node, fx.Node) and node in self.fixed and node not in self.values:
+                self._realise(node)
+
+    def _realise(self, node: fx.Node) -> None:
+        """Emit the conversion of integers to the numbers that they stand for."""
+        integers, carried = self.fixed[node], annotation(node, ActivationFormat)
+        if carried is None:
+            raise AssertionError("integers have a format")
+        value = Value(node.name, integers.shape, torch.float32)
+        step = FusedStep(Step("fixed-real", (carried.fraction,)))
+        label = self.label(node, "to real")
+        self.emit(Elementwise(value, label, integers, steps=[step]))
+        self.values[node] = value
+
+    def flush_for(self, node: fx.Node) -> None:
+        """Emit the pending region if it computes a node."""
+        if node in self._pending:
+            self._flush()
 
     def _settled(self, node: fx.Node) -> bool:
         """Whether the node's inputs are computed once the pending region is emitted."""
@@ -137,6 +187,24 @@ class Selector:
     def result(self, node: fx.Node) -> Value:
         """A new value for what the node computes."""
         return self._define(node)
+
+    def passable(self, item: object) -> Value | None:
+        """What is passed on of a node's result: integers where there are some.
+
+        None for what is no node, or not computed yet.
+        """
+        if not isinstance(item, fx.Node):
+            return None
+        return self.fixed.get(item) or self.values.get(item)
+
+    def passed(self, node: fx.Node, x: Value) -> Value:
+        """A new value for a node that gives numbers of another value."""
+        value = self._define(node)
+        if x.fixed:
+            del self.values[node]
+            value = Value(value.name, value.shape, x.dtype, fixed=True, nonnegative=x.nonnegative)
+            self.fixed[node] = value
+        return value
 
     def temporary(self, node: fx.Node, suffix: str, shape: tuple[int, ...]) -> Value:
         """A value of no node of its own, e.g. a transposed operand."""

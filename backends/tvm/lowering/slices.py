@@ -13,6 +13,7 @@ from shohin.backends.tvm.kernels.emit import LANES, blocks
 from shohin.backends.tvm.lowering.operations import (
     Concatenation,
     Convolution,
+    FixedConvolution,
     GlobalAveragePooling,
     Operation,
     Operations,
@@ -21,8 +22,8 @@ from shohin.backends.tvm.lowering.operations import (
     WindowCopy,
 )
 
-_BLOCKED = (Convolution, Pooling, GlobalAveragePooling, WindowCopy)
-_STRIDED = (Convolution, Pooling)
+_BLOCKED = (Convolution, FixedConvolution, Pooling, GlobalAveragePooling, WindowCopy)
+_STRIDED = (Convolution, FixedConvolution, Pooling)
 """Operations whose kernels can leave room between images, for what is joined to them."""
 
 
@@ -62,7 +63,8 @@ def find_slices(operations: Operations) -> dict[Value, Slice]:
 
 
 def _joins_blocks(op: Concatenation) -> bool:
-    image = len(op.output.shape) == 4 and op.output.dtype == torch.float32
+    numbers = op.output.fixed or op.output.dtype == torch.float32
+    image = len(op.output.shape) == 4 and numbers
     return image and op.axis == 1 and all(part.shape[1] % LANES == 0 for part in op.parts[:-1])
 
 

@@ -58,9 +58,7 @@ class Prefixes:
             position: the node, by its position in the graph.
             hold: whether later requests may go on from here; they must not be for earlier nodes.
         """
-        interpreter = self._advance(index, batch, position)
-        if hold:
-            self._hold(index, position, interpreter.env)
+        interpreter = self.arrive(index, batch, position, hold=hold)
         node = self._nodes[position]
         with torch.no_grad():
             return interpreter.env[argument(node, "input")], interpreter.run_node(node)
@@ -70,6 +68,22 @@ class Prefixes:
         last = len(self._nodes) - 1
         values = self._advance(index, batch, last).env
         return tuple(values[node] for node in self._nodes[last].all_input_nodes)
+
+    def arrive(
+        self, index: int, batch: Batch, position: int, *, hold: bool = True
+    ) -> fx.Interpreter:
+        """Run a batch up to a node; the values that it and those after it need are there then.
+
+        Args:
+            index: number of the batch.
+            batch: its input tensors.
+            position: the node, by its position in the graph.
+            hold: whether later requests may go on from here; they must not be for earlier nodes.
+        """
+        interpreter = self._advance(index, batch, position)
+        if hold:
+            self._hold(index, position, interpreter.env)
+        return interpreter
 
     def _advance(self, index: int, batch: Batch, position: int) -> fx.Interpreter:
         """Run a batch up to a node, from where it was held."""

@@ -1,0 +1,139 @@
+"""Steps of fixed-point results, on integers that are still in registers.
+
+| kind | constants | result |
+|---|---|---|
+| ``fixed-rescale`` | shift, low, high, nearest | shifted to the right, rounded, saturated |
+| ``fixed-rescale`` with an operand | low, high, nearest | the same, one shift a channel |
+| ``fixed-add`` | left, left of the operand, shift, low, high, nearest | sum of both, aligned |
+| ``fixed-multiply`` | shift, low, high, nearest | product with the operand |
+| ``fixed-relu`` | | ``max(x, 0)`` |
+| ``fixed-real`` | fraction | the number, ``x * 2**-fraction`` in single precision |
+| ``fixed-round`` | fraction, low, high, nearest | the integer of a number in single precision |
+
+`nearest` is 1 for the nearest integer, ties to even, and 0 for the next lower one. Sums may have 32
+or 64 bits before they are rescaled; integers have 32 afterwards.
+"""
+
+from tvm.script.ir_builder import tirx as T  # noqa: N812
+
+from shohin.backends.tvm.kernels.emit import Expr, number, splat
+
+PREFIX = "fixed-"
+_WORD = 32
+_MOST_LEFT = 15
+"""Integers have at most 16 bits: further to the left, all but 0 is out of range anyway."""
+
+
+def apply_fixed_step(
+    kind: str, constants: tuple[float, ...], x: Expr, operand: Expr | None, lanes: int
+) -> Expr:
+    """The step's result.
+
+    Args:
+        kind: of the table above.
+        constants: its numbers.
+        x: int32 or int64 lanes; float32 for ``fixed-round``.
+        operand: the second operand's lanes, any integers.
+        lanes: how many.
+    """
+    if kind == "fixed-relu":
+        return T.max(x, _constant(0, x, lanes))
+    if kind == "fixed-real":
+        real = T.cast(x, _type("float32", lanes))
+        return real * number(2.0 ** -constants[0], lanes)
+    numbers = [int(one) for one in constants]
+    if kind == "fixed-round":
+        return _rounded(x, *numbers, lanes=lanes)
+    if kind == "fixed-rescale" and operand is not None:
+        low, high, nearest = numbers
+        moved = _shifted_each(x, operand, bool(nearest), lanes)
+        return _narrowed(_clamped(moved, low, high, lanes), lanes)
+    *before, shift, low, high, nearest = numbers
+    if kind == "fixed-add":
+        x = _sum(x, operand, before, lanes)
+    if kind == "fixed-multiply":
+        x = x * T.cast(operand, _type("int32", lanes))
+    return _narrowed(_clamped(_shifted(x, shift, bool(nearest), lanes), low, high, lanes), lanes)
+
+
+def _rounded(x: Expr, fraction: int, low: int, high: int, nearest: int, *, lanes: int) -> Expr:
+    """Integers of real numbers; NaN gives 0."""
+    scaled = T.bind(x * number(2.0**fraction, lanes))
+    # Limits first: what is beyond them has no integer. They are whole, so rounding keeps them.
+    bounded = T.min(T.max(scaled, number(float(low), lanes)), number(float(high), lanes))
+    kept = T.Select(scaled == scaled, bounded, number(0.0, lanes))
+    rounded = T.nearbyint(kept) if nearest else T.floor(kept)
+    return T.cast(rounded, _type("int32", lanes))
+
+
+def _sum(x: Expr, operand: Expr | None, left: list[int], lanes: int) -> Expr:
+    wide = max(left) > _MOST_LEFT
+    kind = _type("int64" if wide else "int32", lanes)
+    one, two = T.cast(x, kind), T.cast(operand, kind)
+    parts = [
+        T.shift_left(part, _constant(by, part, lanes)) if by else part
+        for part, by in zip((one, two), left, strict=True)
+    ]
+    return parts[0] + parts[1]
+
+
+def _shifted(x: Expr, shift: int, nearest: bool, lanes: int) -> Expr:
+    if shift == 0:
+        return x
+    if shift < 0:
+        return T.shift_left(x, _constant(min(-shift, _MOST_LEFT), x, lanes))
+    width = _bits_of(x)
+    if shift >= width:
+        # No integer of that width reaches a half.
+        return _constant(0, x, lanes) if nearest else _right(x, width - 1, lanes)
+    if not nearest:
+        return _right(x, shift, lanes)
+    odd = T.bitwise_and(_right(x, shift, lanes), _constant(1, x, lanes))
+    below_half = _constant((1 << (shift - 1)) - 1, x, lanes)
+    return _right(x + below_half + odd, shift, lanes)
+
+
+def _shifted_each(x: Expr, shifts: Expr, nearest: bool, lanes: int) -> Expr:
+    """Every lane shifted by a number of its own."""
+    amounts = T.bind(T.cast(shifts, _type(f"int{_bits_of(x)}", lanes)))
+    zero, one = _constant(0, x, lanes), _constant(1, x, lanes)
+    right = T.bind(T.max(amounts, one))
+    moved = T.shift_right(x, right)
+    if nearest:
+        below_half = T.shift_left(one, right - one) - one
+        moved = T.shift_right(x + below_half + T.bitwise_and(moved, one), right)
+    left = T.min(T.max(zero - amounts, zero), _constant(_MOST_LEFT, x, lanes))
+    return T.Select(amounts > zero, moved, T.shift_left(x, left))
+
+
+def _right(x: Expr, shift: int, lanes: int) -> Expr:
+    return T.shift_right(x, _constant(shift, x, lanes))
+
+
+def _clamped(x: Expr, low: int, high: int, lanes: int) -> Expr:
+    if (low, high) == (-(1 << (_WORD - 1)), (1 << (_WORD - 1)) - 1) and _bits_of(x) == _WORD:
+        return x
+    return T.min(T.max(x, _constant(low, x, lanes)), _constant(high, x, lanes))
+
+
+def _narrowed(x: Expr, lanes: int) -> Expr:
+    return x if _bits_of(x) == _WORD else T.cast(x, _type("int32", lanes))
+
+
+def element_type(value: Expr) -> str:
+    """Type of the elements of an expression (``int32`` of ``int32x16``)."""
+    text = str(value.ty.dtype if hasattr(value.ty, "dtype") else value.dtype)
+    return text.partition("x")[0]
+
+
+def _bits_of(value: Expr) -> int:
+    return int(element_type(value).removeprefix("int"))
+
+
+def _constant(value: int, like: Expr, lanes: int) -> Expr:
+    made = T.int64(value) if element_type(like) == "int64" else T.int32(value)
+    return splat(made, lanes)
+
+
+def _type(element: str, lanes: int) -> str:
+    return f"{element}x{lanes}" if lanes > 1 else element

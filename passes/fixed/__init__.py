@@ -1,0 +1,1 @@
+"""Fixed point: which operators compute in integers, in which formats."""

@@ -1,0 +1,102 @@
+"""Fractional lengths: the one that represents some numbers best.
+
+Range analysis gives the largest fractional length for which nothing overflows; its neighbours are
+tried as well, as a few saturated numbers may cost less than a coarser grid (Qiu et al., section 5).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from shohin.ir.fixed_point import FRACTIONS, Rounding, limits, quantize
+
+_BELOW, _ABOVE = 1, 4
+
+
+def fitting_fraction(largest: float, bits: int) -> int:
+    """The largest fractional length with which a number does not overflow.
+
+    Args:
+        largest: the largest absolute value; for 0 the format is for numbers below 1.
+        bits: width of the integers.
+    """
+    _, high = limits(bits)
+    if largest <= 0:
+        return bits - 1
+    fraction = math.floor(math.log2(high / largest))
+    # The logarithm is rounded: whether the number fits decides.
+    fraction += 1 if largest * 2.0 ** (fraction + 1) <= high else 0
+    fraction -= 1 if largest * 2.0**fraction > high else 0
+    return min(max(fraction, FRACTIONS[0]), FRACTIONS[-1])
+
+
+def candidates(largest: float, bits: int, most: int = FRACTIONS[-1]) -> list[int]:
+    """Fractional lengths worth trying, ascending.
+
+    Args:
+        largest: the largest absolute value.
+        bits: width of the integers.
+        most: the largest that makes sense.
+    """
+    fitting = fitting_fraction(largest, bits)
+    found = range(fitting - _BELOW, fitting + _ABOVE + 1)
+    inside = [one for one in found if FRACTIONS[0] <= one <= min(most, FRACTIONS[-1])]
+    return inside or [max(min(fitting, most), FRACTIONS[0])]
+
+
+def weight_error(values: Tensor, bits: int, fraction: int) -> float:
+    """``sum |W - W(bits, fraction)|``."""
+    exact = values.detach().double()
+    return float((exact - quantize(exact, bits, fraction, symmetric=True)).abs().sum())
+
+
+def weight_fraction(values: Tensor, bits: int) -> int:
+    """The fractional length for which `weight_error` is least."""
+    tried = candidates(_largest(values), bits)
+    errors = {one: weight_error(values, bits, one) for one in tried}
+    return min(tried, key=lambda one: (errors[one], one))
+
+
+def channel_fractions(values: Tensor, bits: int) -> tuple[int, ...]:
+    """The same for each output channel, along axis 0."""
+    return tuple(weight_fraction(row, bits) for row in values)
+
+
+def common_weight_fraction(weights: Sequence[Tensor], bits: Sequence[int]) -> int:
+    """One fractional length for several weights: that of the least relative error, summed.
+
+    Args:
+        weights: the weights.
+        bits: the width of each one's integers.
+    """
+    pairs = list(zip(weights, bits, strict=True))
+    tried = sorted({one for w, width in pairs for one in candidates(_largest(w), width)})
+    errors = {one: sum(_relative(w, width, one) for w, width in pairs) for one in tried}
+    return min(tried, key=lambda one: (errors[one], one))
+
+
+def _relative(values: Tensor, bits: int, fraction: int) -> float:
+    size = float(values.detach().double().abs().sum())
+    return weight_error(values, bits, fraction) / size if size else 0.0
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.detach().abs().max()) if values.numel() else 0.0
+
+
+def data_errors(
+    wanted: Tensor, found: Tensor, bits: int, fractions: Sequence[int], rounding: Rounding
+) -> Tensor:
+    """Absolute errors of a feature map, float64, one for each fractional length.
+
+    Args:
+        wanted: numbers of the float network.
+        found: those of the fixed-point network before they are rounded.
+        bits: width of the integers.
+        fractions: fractional lengths.
+        rounding: how to round.
+    """
+    errors = [(wanted - quantize(found, bits, one, rounding)).abs().sum() for one in fractions]
+    return torch.stack([one.double() for one in errors])

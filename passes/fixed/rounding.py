@@ -1,0 +1,140 @@
+"""Weights and biases of fixed-point layers: rounded when their layer is reached."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shohin.ir.encodings import Encoding
+from shohin.ir.fixed_point import quantize
+from shohin.ir.program import encoding_of, tensor_of, tied_names
+from shohin.passes.fixed.forms import Average, Weighted
+from shohin.passes.fixed.fractions import channel_fractions, weight_fraction
+from shohin.passes.fixed.graph import FixedGraph, Site
+from shohin.passes.fixed.stored import encoded, rounded_weight
+from shohin.passes.fixed.sums import SUM_BITS, format_of
+from shohin.passes.patterns import Rewriter, argument, weight_name
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How the integers of a weight are read.
+
+    Attributes:
+        bits: their width.
+        fractions: fractional lengths, one for all or one for each output.
+    """
+
+    bits: int
+    fractions: tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Rounder:
+    """Rounds the weights of one layer after the other, in place.
+
+    Attributes:
+        graph: the fixed-point network.
+        bits: width of the integers of a weight, by its name.
+        by_channel: whether each output has a fractional length of its own.
+        common: one fractional length for all weights of so many bits, by width; empty for one each.
+        pass_name: on whose behalf biases are copied.
+    """
+
+    graph: FixedGraph
+    bits: Callable[[str], int]
+    by_channel: bool
+    common: Mapping[int, int]
+    pass_name: str
+    formats: dict[str, WeightFormat] = field(default_factory=dict)
+    encodings: dict[str, Encoding] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+
+    def prepare(self, site: Site) -> None:
+        """Round the weight and bias of a site's layer; say what windows are divided by.
+
+        The format of what the layer reads has to be there.
+        """
+        if isinstance(site.form, Average):
+            data = format_of(argument(site.node, "input"))
+            multiplier, shift = site.form.scale(data.bits)
+            self._set(site, "multiplier", multiplier)
+            self._set(site, "shift", shift)
+        if isinstance(site.form, Weighted):
+            self._round_weight(site)
+            self._round_bias(site, 0.0)
+
+    def correct(self, site: Site, lack: Tensor) -> None:
+        """Add to the bias of a layer, and round it again.
+
+        Args:
+            site: of a convolution or linear map with a bias.
+            lack: `[outputs]`, what its results lack on the mean.
+        """
+        self._round_bias(site, lack)
+
+    def _round_weight(self, site: Site) -> None:
+        name = weight_name(argument(site.node, "weight"))
+        if name is None:
+            raise AssertionError("weights of fixed-point operators are constants")
+        first = self._names(name)[0]
+        if first not in self.formats:
+            self.formats[first] = self._choose(first)
+        found = self.formats[first]
+        self._set(site, "weight_fractions", [*found.fractions])
+        self._set(site, "input_fraction", format_of(argument(site.node, "input")).fraction)
+
+    def _choose(self, name: str) -> WeightFormat:
+        program, bits = self.graph.program, self.bits(name)
+        weight, stored = tensor_of(program.module, name), encoding_of(program, name)
+        for by_channel in dict.fromkeys((self.by_channel, False)):
+            fractions = self._fractions(weight, bits, by_channel)
+            rounded = rounded_weight(weight, bits, fractions)
+            encoding = encoded(stored, rounded, bits, fractions)
+            if encoding is not None:
+                break
+        else:
+            raise AssertionError("weights in other encodings are left out before")
+        with torch.no_grad():
+            weight.copy_(rounded)
+        self.encodings |= dict.fromkeys(self._names(name), encoding)
+        return WeightFormat(bits, fractions)
+
+    def _fractions(self, weight: Tensor, bits: int, by_channel: bool) -> tuple[int, ...]:
+        if self.common:
+            return (self.common[bits],)
+        return channel_fractions(weight, bits) if by_channel else (weight_fraction(weight, bits),)
+
+    def _round_bias(self, site: Site, lack: Tensor | float) -> None:
+        bias = argument(site.node, "bias")
+        name = weight_name(bias)
+        if name is None:
+            return
+        program = self.graph.program
+        tensor = tensor_of(program.module, name)
+        exact = self.biases.setdefault(name, tensor.detach().clone()) + lack
+        fractions = argument(site.node, "weight_fractions")
+        radix = torch.tensor(fractions).double() + argument(site.node, "input_fraction")
+        scaled = exact.double() * 2.0**radix
+        rounded = (quantize(scaled, SUM_BITS, 0) * 2.0**-radix).to(tensor.dtype)
+        if len(bias.users) == 1 and len(self._names(name)) == 1:
+            with torch.no_grad():
+                tensor.copy_(rounded)
+            return
+        copied = Rewriter(program, self.pass_name).add_weight(
+            name, rounded, replaces=bias, before=site.node
+        )
+        site.node.replace_input_with(bias, copied)
+        self.biases[str(copied.target)] = self.biases[name]
+
+    @staticmethod
+    def _set(site: Site, name: str, value: Any) -> None:
+        schema = site.node.target._schema  # type: ignore[union-attr]
+        place = next(i for i, one in enumerate(schema.arguments) if one.name == name)
+        site.node.update_arg(place, value)
+
+    def _names(self, name: str) -> list[str]:
+        """All names of a weight, the first one first."""
+        return next(tied for tied in tied_names(self.graph.program) if name in tied)

@@ -1,0 +1,56 @@
+"""Weights in fixed point: their numbers, and how they are stored."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from shohin.ir.codebook import Codebook
+from shohin.ir.encodings import Dense, Encoding, Sparse
+from shohin.ir.fixed_point import FixedPoint, quantize
+
+
+def rounded_weight(weight: Tensor, bits: int, fractions: Sequence[int]) -> Tensor:
+    """A weight on its grid, every number with its negative.
+
+    Args:
+        weight: float32 `[outputs, ...]`.
+        bits: width of the integers.
+        fractions: one for all, or one for each output.
+    """
+    values = weight.detach()
+    if len(fractions) == 1:
+        return quantize(values, bits, fractions[0], symmetric=True)
+    rows = zip(values, fractions, strict=True)
+    return torch.stack([quantize(row, bits, one, symmetric=True) for row, one in rows])
+
+
+def can_encode(stored: Encoding) -> bool:
+    """Whether a weight in that encoding can be stored in fixed point."""
+    inner = stored.values if isinstance(stored, Sparse) else stored
+    return isinstance(inner, (Dense, Codebook))
+
+
+def encoded(
+    stored: Encoding, weight: Tensor, bits: int, fractions: Sequence[int]
+) -> Encoding | None:
+    """How a weight is stored once its numbers are rounded; None where nothing fits.
+
+    Args:
+        stored: how it was stored before.
+        weight: what `rounded_weight` gave.
+        bits: width of the integers.
+        fractions: one for all, or one for each output.
+    """
+    if isinstance(stored, Dense):
+        return FixedPoint.from_values(weight, bits, fractions)
+    if len(fractions) > 1:
+        return None
+    if isinstance(stored, Sparse):
+        inner = encoded(stored.values, weight[stored.mask], bits, fractions)
+        return None if inner is None else replace(stored, values=inner)
+    if isinstance(stored, Codebook):
+        centroids = quantize(stored.centroids, bits, fractions[0], symmetric=True)
+        return replace(stored, centroids=centroids)
+    return None
