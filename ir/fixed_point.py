@@ -25,7 +25,9 @@ Rounding: TypeAlias = Literal["nearest-even", "truncate"]
 the next lower one, as an arithmetic shift to the right does."""
 
 LEAST_BITS, MOST_BITS = 2, 16
-_MOST_CODED_BITS = 8
+MOST_CODED_BITS = 8
+"""Width of integers that can be entropy coded."""
+
 FRACTIONS = range(-64, 65)
 """Fractional lengths: scales that single precision has, with room for the integers."""
 
@@ -135,8 +137,8 @@ class FixedPoint(Encoding):
         if self.codes.numel() and not low <= int(self.codes.min()) <= int(self.codes.max()) <= high:
             problem = f"expected {low} to {high}, got {int(self.codes.min())} to "
             raise SpecError("fixed-point codes", f"{problem}{int(self.codes.max())}")
-        if check_coder(self.coder) != "plain" and self.bits > _MOST_CODED_BITS:
-            expected = f"expected at most {_MOST_CODED_BITS} bits to code, got {self.bits}"
+        if check_coder(self.coder) != "plain" and self.bits > MOST_CODED_BITS:
+            expected = f"expected at most {MOST_CODED_BITS} bits to code, got {self.bits}"
             raise SpecError("fixed-point coder", expected)
 
     @classmethod
@@ -226,7 +228,7 @@ class FixedPoint(Encoding):
             symbols: NDArray[np.unsignedinteger] = unpack_bits(
                 tensors["values"].numpy(), bits, count
             )
-        elif bits > _MOST_CODED_BITS:
+        elif bits > MOST_CODED_BITS:
             raise SpecError("fixed-point coder", f"expected none for {bits} bits, got '{coder}'")
         else:
             parts = {"stream": tensors["values"], "table": tensors["table"]}

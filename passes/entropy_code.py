@@ -10,6 +10,7 @@ from torch import fx
 from shohin.ir.codebook import Codebook
 from shohin.ir.coding import CODERS, Coder, entropy_bits
 from shohin.ir.encodings import Encoding, Json, Sparse
+from shohin.ir.fixed_point import FixedPoint
 from shohin.ir.gaps import gap_codes
 from shohin.ir.program import Fact, Program, Stage, readers, tensor_of, tied_names
 from shohin.passes.base import Context, Pass, PassResult
@@ -23,8 +24,9 @@ _GAP_BITS = range(1, 9)
 class EntropyCode(Pass):
     """Store indices and gaps in as few bits as their frequencies allow.
 
-    The indices of codebooks and the gaps between non-zeros are coded apart, each tensor with a
-    table of its own (Deep Compression, arXiv 1510.00149, section 4). Values do not change, and
+    The indices of codebooks, fixed-point integers of at most 8 bits and the gaps between non-zeros
+    are coded apart, each tensor with a table of its own (Deep Compression, arXiv 1510.00149,
+    section 4). Values do not change, and
     what the coder would not make smaller stays as it is. Biases and normalisations that are stored
     as plain numbers have nothing to code, and are passed over in silence. Before::
 
@@ -62,7 +64,7 @@ class EntropyCode(Pass):
             held = encodings.get(names[0])
             if held is None and tensor_of(program.module, names[0]).dim() < 2:
                 continue
-            if held is None or not isinstance(held, (Codebook, Sparse)):
+            if held is None or not isinstance(held, (Codebook, FixedPoint, Sparse)):
                 detail = f"{names[0]} is stored as plain numbers"
                 context.skipped(node, Reason.NOT_APPLICABLE, detail)
             elif not context.allows(node.name):
@@ -90,11 +92,12 @@ def _weights(program: Program) -> Iterator[tuple[list[str], fx.Node]]:
             yield tied, node
 
 
-def _unchanged(name: str, held: Codebook | Sparse) -> tuple[Reason, str]:
+def _unchanged(name: str, held: Codebook | FixedPoint | Sparse) -> tuple[Reason, str]:
     """Why a weight stays as it is stored."""
     values = held.values if isinstance(held, Sparse) else held
     stored = f"{name} is stored as {held.describe()}, {held.stored_bytes():,} bytes"
-    coders = {one.coder for one in (held, values) if isinstance(one, (Codebook, Sparse))}
+    kinds = (Codebook, FixedPoint, Sparse)
+    coders = {one.coder for one in (held, values) if isinstance(one, kinds)}
     if coders == {"plain"}:
         return Reason.TOO_SMALL, f"{stored}; coded it would take no fewer"
     return Reason.ALREADY_ENCODED, f"{stored}; coded again it would be the same"
@@ -129,7 +132,8 @@ def _streams(figures: Mapping[str, Json], weights: int) -> str:
         return float(str(figures.get(key, 0)))
 
     parts = []
-    for prefix, label in (("index", "indices"), ("gap", "gaps")):
+    labels = (("index", "indices"), ("integer", "integers"), ("gap", "gaps"))
+    for prefix, label in labels:
         if f"{prefix}_coder" in figures:
             sizes = (number(f"{prefix}_bytes"), number(f"{prefix}_entropy_bytes"))
             taken, least = (8 * size / max(1, weights) for size in sizes)
@@ -137,7 +141,7 @@ def _streams(figures: Mapping[str, Json], weights: int) -> str:
             parts.append(f"{label} {taken:.2f} bits a weight ({coder}, entropy {least:.2f})")
     if "index_codebook_bytes" in figures:
         parts.append(f"codebook {number('index_codebook_bytes'):,.0f} bytes")
-    tables = number("index_table_bytes") + number("gap_table_bytes")
+    tables = sum(number(f"{prefix}_table_bytes") for prefix, _ in labels)
     return ", ".join([*parts, f"tables {tables:,.0f} bytes"])
 
 
@@ -155,10 +159,14 @@ def stream_figures(encoding: Encoding) -> dict[str, Json]:
         found["index_coder"], found["centroids"] = encoding.coder, encoding.centroids.numel()
         found["index_entropy_bytes"] = entropy_bits(counts) / 8
         found |= _sizes("index", encoding)
+    if isinstance(encoding, FixedPoint):
+        found["integer_coder"] = encoding.coder
+        found["integer_entropy_bytes"] = entropy_bits(np.bincount(encoding.symbols())) / 8
+        found |= _sizes("integer", encoding)
     return found
 
 
 def _sizes(prefix: str, encoding: Encoding) -> dict[str, Json]:
-    names = {"gaps": "bytes", "indices": "bytes", "table": "table_bytes"}
+    names = dict.fromkeys(("gaps", "indices", "values"), "bytes") | {"table": "table_bytes"}
     names["centroids"] = "codebook_bytes"
     return {f"{prefix}_{names[key]}": one.nbytes for key, one in encoding.tensors().items()}

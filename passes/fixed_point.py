@@ -1,37 +1,31 @@
 """Fixed point: a network that computes with integers and shifts."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+import warnings
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from torch import fx
-
-from shohin.errors import SpecError
-from shohin.ir.annotations import ActivationFormat, Origin, annotation
-from shohin.ir.fixed_ops import fixed_quantize
+from shohin.errors import DivergedError, ShohinWarning, SpecError
 from shohin.ir.fixed_point import LEAST_BITS, MOST_BITS, Rounding
-from shohin.ir.program import Fact, Program, Stage, encoding_of, readers, tensor_of
-from shohin.passes.analyses.cost import Cost, cost
-from shohin.passes.analyses.shapes import Shapes, shapes
+from shohin.ir.program import Fact, Program, tensor_of
+from shohin.ir.serialise import content_hash
+from shohin.passes.analyses.cost import cost
 from shohin.passes.base import Context, Pass, PassResult
-from shohin.passes.fixed.calibration import Calibration, Chosen
-from shohin.passes.fixed.common import common_data_fractions, common_weight_fractions
-from shohin.passes.fixed.forms import Weighted, form_of
-from shohin.passes.fixed.graph import FixedGraph, Site, rewrite
-from shohin.passes.fixed.rounding import Rounder, WeightFormat
-from shohin.passes.fixed.stored import can_encode
-from shohin.passes.fixed.sums import SUM_BITS, format_of, weighted_sums
-from shohin.passes.patterns import NoMatch, Rewriter, argument, weight_name
+from shohin.passes.fixed.equalise import equalise
+from shohin.passes.fixed.graph import FixedGraph, Site
+from shohin.passes.fixed.job import Fixed, Job, choose_widths_of, finished
+from shohin.passes.fixed.remarking import map_names, remark
+from shohin.passes.fixed.training import train_rounded
+from shohin.passes.fixed.widths import Evaluations
+from shohin.passes.pipeline import format_pass
 from shohin.passes.pruning.candidates import (
     Candidate,
     all_names,
     check_patterns,
-    count_non_finite,
     find_candidates,
     matches,
     value_for_names,
 )
-from shohin.passes.remarks import Reason
+from shohin.passes.training import restore, snapshot
 
 _BITS = 8
 
@@ -83,6 +77,17 @@ class ToFixedPoint(Pass):
             ``static`` gives one to all weights and one to all feature maps of a width.
         rounding: of feature maps: ``nearest-even``, or ``truncate`` as plain shifts do.
         by_channel: give every output channel of a weight a radix of its own.
+        equalise: first make the ranges of channels alike across layers, by powers of two that
+            cancel out (Nagel et al. 2019, section 4.1).
+        correct_bias: let biases make up for what the results of a layer lack on the mean of the
+            calibration data (section 4.2).
+        retrain: train the rounded network through the training function, with straight-through
+            estimators and the formats fixed: ``auto`` where there is one, ``all`` insists on it.
+        bits: ``auto`` gives the weights of every layer as few bits, up to those of the options
+            above, as `max_drop` allows (in the manner of Ristretto, arXiv 1605.06402). Needs an
+            evaluate function; evaluations are kept in the work folder, and resumed.
+        max_drop: by how much the evaluation may fall with ``bits=auto``, from that of the program
+            before, rounding of feature maps included.
     """
 
     name: ClassVar[str] = "fixed-point"
@@ -99,6 +104,11 @@ class ToFixedPoint(Pass):
     strategy: Literal["dynamic", "static"] = "dynamic"
     rounding: Rounding = "nearest-even"
     by_channel: bool = False
+    equalise: bool = False
+    correct_bias: bool = False
+    retrain: Literal["none", "auto", "all"] = "none"
+    bits: Literal["given", "auto"] = "given"
+    max_drop: float = 0.5
 
     def validate(self) -> None:
         """Check the ranges of the options, and that they go together."""
@@ -112,20 +122,30 @@ class ToFixedPoint(Pass):
         if self.by_channel and self.strategy == "static":
             problem = "does not go together with 'strategy=static'"
             raise SpecError("fixed-point by_channel", problem, "leave out one of the two")
+        if not 0 <= self.max_drop < float("inf"):
+            raise self.invalid_option("max_drop", "0 or more")
 
     def check_context(self, context: Context) -> None:
-        """Check that calibration batches are there."""
+        """Check that calibration batches are there, and training where it is needed."""
         if next(iter(context.calibration), None) is None:
             hint = "give calibration=[(inputs,), ...], or --data on the command line"
             problem = "ranges of feature maps are found on calibration batches, got none"
             raise SpecError("fixed-point", problem, hint)
+        if self.retrain == "all" and context.train is None:
+            problem = "'all' needs a train function, got none"
+            hint = "give train=shohin.Trainer(loader, epochs=...), or --train on the command line"
+            raise SpecError("fixed-point retrain", problem, hint)
+        if self.bits == "auto" and context.evaluate is None:
+            hint = "give evaluate=..., or --evaluate on the command line"
+            raise SpecError("fixed-point bits", "'auto' needs an evaluate function", hint)
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Choose formats, and rewrite the graph.
 
         Raises:
             SpecError: when a pattern matches nothing, or there are no calibration batches.
-            PassError: when a feature map has numbers that are not finite.
+            PassError: when a feature map has numbers that are not finite, or the evaluation falls
+                by more than `max_drop` with the most bits.
         """
         self.check_context(context)
         candidates = find_candidates(program)
@@ -133,49 +153,44 @@ class ToFixedPoint(Pass):
         check_patterns("fixed-point layers", self.layers, names)
         check_patterns("fixed-point exclude", self.exclude, names)
         before = context.analyses.get(cost, program)
-        original = program.copy()
-        usable = _Usable(program, candidates, self.exclude, context)
-        graph = rewrite(program, usable, self.rounding, context)
-        if not graph.sites:
+        for pair in equalise(program) if self.equalise else ():
+            detail = f"{pair.first.node.name} and {pair.second.node.name} have ranges alike"
+            context.noted("equalised", detail)
+        job = self._job(program, candidates, context)
+        fixed = job.fix(self._choose_widths(job) if self.bits == "auto" else {}, context)
+        if fixed is None:
             return PassResult(program, modified=False, failed=self.establishes)
-        self._check_maps(graph)
-        return self._calibrate(graph, original, candidates, before, context)
-
-    def _calibrate(
-        self,
-        graph: FixedGraph,
-        original: Program,
-        candidates: list[Candidate],
-        before: Cost,
-        context: Context,
-    ) -> PassResult:
-        by_name = {name: one for one in candidates for name in one.names}
-        batches = list(context.calibration)
-        static = self.strategy == "static"
-
-        def weight_bits(name: str) -> int:
-            return self._weight_bits(by_name[name])
-
-        common = common_weight_fractions(graph, weight_bits) if static else {}
-        rounder = Rounder(graph, weight_bits, self.by_channel, common, context.pass_name)
-        calibration = Calibration(
-            graph,
-            original,
-            batches,
-            self.rounding,
-            self._map_bits,
-            rounder.prepare,
-            context.progress,
-        )
-        if static:
-            calibration.common = common_data_fractions(calibration)
-        chosen = calibration.run()
-        _drop_idle_rounding(graph)
-        encodings = {**graph.program.encodings, **rounder.encodings}
-        after = replace(graph.program, encodings=encodings, stage=Stage.ANNOTATED)
-        after.module.recompile()
-        _remark(graph, chosen, rounder.formats, before, after, context)
+        self._check_maps(fixed.graph)
+        if self.retrain != "none" and context.train is not None:
+            _train(fixed, program, context)
+        after = finished(fixed)
+        remark(fixed, before, after, context)
         return PassResult(after, modified=True)
+
+    def _job(self, program: Program, candidates: list[Candidate], context: Context) -> Job:
+        return Job(
+            original=program,
+            candidates=candidates,
+            batches=list(context.calibration),
+            exclude=self.exclude,
+            weight_bits=self._weight_bits,
+            map_bits=self._map_bits,
+            rounding=self.rounding,
+            static=self.strategy == "static",
+            by_channel=self.by_channel,
+            correct_bias=self.correct_bias,
+            context=context,
+        )
+
+    def _choose_widths(self, job: Job) -> dict[str, int]:
+        """The fewest bits that are within the budget, and a note of what they come to."""
+        context = job.context
+        identity = [content_hash(job.original), format_pass(self), str(context.seed)]
+        evaluations = Evaluations.of(context.workdir, identity, context.resume)
+        found = choose_widths_of(job, self.max_drop, evaluations)
+        for name, bits in found.items():
+            context.noted("width", f"{name}: {bits} bits", bits=bits)
+        return found
 
     def _weight_bits(self, candidate: Candidate) -> int:
         found = value_for_names(candidate.spellings, self.layers)
@@ -183,142 +198,26 @@ class ToFixedPoint(Pass):
         return found or kind or self.weights
 
     def _map_bits(self, site: Site) -> int:
-        return value_for_names(_map_names(site), self.maps) or self.data
+        return value_for_names(map_names(site), self.maps) or self.data
 
     def _check_maps(self, graph: FixedGraph) -> None:
-        known = [name for site in graph.sites for name in _map_names(site)]
+        known = [name for site in graph.sites for name in map_names(site)]
         for pattern in self.maps:
             if not any(matches(name, [pattern]) for name in known):
                 problem = "expected a module or node that computes a feature map, got no match"
                 raise SpecError(f"fixed-point maps '{pattern}'", problem)
 
 
-class _Usable:
-    """Says which convolutions and linear maps can compute in integers."""
-
-    def __init__(
-        self,
-        program: Program,
-        candidates: list[Candidate],
-        exclude: tuple[str, ...],
-        context: Context,
-    ) -> None:
-        layouts = context.analyses.get(shapes, program)
-        self._context = context
-        self._problems: dict[str, NoMatch | None] = {}
-        for one in candidates:
-            excluded = next((name for name in one.spellings if matches(name, exclude)), None)
-            if excluded is not None:
-                detail = f"{excluded} matches the option 'exclude'"
-                found: NoMatch | None = NoMatch(Reason.EXCLUDED_BY_OPTION, detail)
-            else:
-                found = _obstacle(program, one, layouts)
-            self._problems |= dict.fromkeys(one.names, found)
-
-    def __call__(self, node: fx.Node, form: Weighted) -> NoMatch | None:
-        name = weight_name(form.operation.weight)
-        if name is None or name not in self._problems:
-            return NoMatch(Reason.NOT_CONSTANT, "its weight is computed")
-        if not self._context.allows(node.name):
-            return NoMatch(Reason.EXCLUDED_BY_OPTION, f"{name} may not be changed")
-        return self._problems[name]
-
-
-def _obstacle(program: Program, candidate: Candidate, layouts: Shapes) -> NoMatch | None:
-    """Why the layers of a weight cannot compute in integers; None when they can."""
-    name = candidate.name
-    own = {operation.node for operation in candidate.operations}
-    reading = (node for alias in candidate.names for node in readers(program, alias))
-    others = [node.name for node in reading if node not in own]
-    others += [node.name for node in own if not isinstance(form_of(node, layouts), Weighted)]
-    if others and (len(own) > 1 or others[0] not in {node.name for node in own}):
-        return NoMatch(Reason.OTHER_USERS, f"{name} is also read by {', '.join(others)}")
-    stored = encoding_of(program, name)
-    if not can_encode(stored):
-        return NoMatch(Reason.ALREADY_ENCODED, f"{name} is stored as {stored.describe()}")
-    biases = [one.bias for one in candidate.operations if one.bias is not None]
-    named = {name, *(str(one.target) for one in biases if one.op == "get_attr")}
-    for tensor in sorted(named):
-        bad = count_non_finite(tensor_of(program.module, tensor))
-        if bad:
-            detail = f"{tensor} has {bad} elements that are NaN or infinite"
-            return NoMatch(Reason.NOT_FINITE, detail)
-    return None
-
-
-def _map_names(site: Site) -> list[str]:
-    """What the option `maps` may call a feature map: its module, or its node."""
-    origin = annotation(site.node, Origin)
-    module = [origin.module] if origin is not None and origin.module else []
-    return [*module, site.source]
-
-
-def _drop_idle_rounding(graph: FixedGraph) -> None:
-    """Take out what rounds numbers to the format that they have already."""
-    rewriter = Rewriter(graph.program, "fixed-point")
-    for site in graph.sites:
-        for node in site.rounding_nodes:
-            data = argument(node, "input")
-            if node.target is fixed_quantize and annotation(data, ActivationFormat) == format_of(
-                node
-            ):
-                rewriter.replace_uses(node, data)
-                rewriter.erase(node)
-
-
-def _remark(
-    graph: FixedGraph,
-    chosen: Mapping[Site, Chosen],
-    weights: Mapping[str, WeightFormat],
-    before: Cost,
-    after: Program,
-    context: Context,
-) -> None:
-    for site, found in chosen.items():
-        _remark_map(site, found, context)
-        if isinstance(site.form, Weighted):
-            _remark_layer(site, weights, before, after, context)
-
-
-def _remark_map(site: Site, found: Chosen, context: Context) -> None:
-    bits, fraction = found.format.bits, found.format.fraction
-    figures = {"bits": bits, "fraction": fraction, "largest": found.largest, "error": found.error}
-    text = f"{site.source}: {bits} bits, fraction {fraction}, values to {found.largest:.4g}"
-    if found.error:
-        text += f", mean error {100 * found.error:.2f} %"
-    if found.largest == 0:
-        text += "; it is zero on all calibration data"
-    context.noted("map", text, **figures)
-
-
-def _remark_layer(
-    site: Site,
-    weights: Mapping[str, WeightFormat],
-    before: Cost,
-    after: Program,
-    context: Context,
-) -> None:
-    name = str(weight_name(argument(site.node, "weight")))
-    fractions = argument(site.node, "weight_fractions")
-    spent = before.nodes[site.source]
-    held = before.weights.get(name)
-    stored = encoding_of(after, name).stored_bytes()
-    spared = stored - (held.stored_bytes if held is not None else stored)
-    sums = weighted_sums(site.node)
-    largest = float(sums.max()) if sums.numel() else 0.0
-    width = (
-        f"fractions {min(fractions)} to {max(fractions)}"
-        if len(fractions) > 1
-        else f"fraction {fractions[0]}"
-    )
-    context.changed(
-        site.node,
-        "fixed-point",
-        f"{name}: {encoding_of(after, name).describe()}, {width}",
-        before=spent.for_remark(),
-        after=replace(spent.for_remark(), stored_bytes=spent.stored_bytes + spared),
-        figures={"weight_fractions": [*fractions], "largest_sum": largest},
-    )
-    if largest >= 2 ** (SUM_BITS - 1):
-        bits = int(largest).bit_length() + 1
-        context.noted("wide-sums", f"{site.source}: sums need {bits} bits, so they have 64")
+def _train(fixed: Fixed, original: Program, context: Context) -> None:
+    """Train the rounded network; when that diverges, it is what it was before."""
+    program, rounder = fixed.graph.program, fixed.rounder
+    before, encodings = snapshot(program), dict(rounder.encodings)
+    free = {name: tensor_of(original.module, name).detach() for name in rounder.formats}
+    try:
+        train_rounded(fixed.graph, rounder, {**free, **rounder.biases}, context)
+    except DivergedError as error:
+        restore(program, before)
+        rounder.encodings.update(encodings)
+        text = f"{error}; the weights are those before the training"
+        context.noted("diverged", text)
+        warnings.warn(f"fixed-point, {text}", ShohinWarning, stacklevel=2)

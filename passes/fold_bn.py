@@ -1,6 +1,5 @@
 """Fold batch normalisation into convolutions and linear maps."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -33,6 +32,7 @@ from shohin.passes.patterns import (
     weight_name,
 )
 from shohin.passes.remarks import NodeCost, Reason
+from shohin.passes.scaling import per_group, scale_channels
 
 _aten = torch.ops.aten
 _PLAIN = _aten.batch_norm.default
@@ -47,29 +47,11 @@ def _result(node: fx.Node) -> fx.Node | None:
     return user if user is not None and user.args[1:] == (0,) else None
 
 
-def _per_group(operation: WeightedOperation, weight: Tensor) -> Tensor:
-    """The weight as `[groups, rows, columns, taps]`, rows and columns those of one group."""
-    rows = weight.shape[0] // operation.groups
-    return weight.reshape(operation.groups, rows, weight.shape[1], math.prod(weight.shape[2:]))
-
-
-def _scale_channels(
-    operation: WeightedOperation, weight: Tensor, scale: Tensor, *, outputs: bool
-) -> Tensor:
-    """The weight with every output (or input) channel multiplied by its scale."""
-    grouped = _per_group(operation, weight)
-    # Rows are output channels, unless the convolution is transposed.
-    by_row = outputs != operation.transposed
-    factors = scale.reshape(operation.groups, -1)
-    factors = factors[:, :, None, None] if by_row else factors[:, None, :, None]
-    return (grouped * factors).reshape(weight.shape)
-
-
 def _response(operation: WeightedOperation, weight: Tensor, shift: Tensor) -> Tensor:
     """What a constant per input channel adds to every output that all taps reach."""
-    shifted = _scale_channels(operation, weight, shift, outputs=False)
+    shifted = scale_channels(operation, weight, shift, outputs=False)
     inputs = 1 if operation.transposed else 2
-    return _per_group(operation, shifted).sum((inputs, 3)).flatten()
+    return per_group(operation, shifted).sum((inputs, 3)).flatten()
 
 
 class _FoldRule(Rule):
@@ -208,7 +190,7 @@ def _fold(operation: WeightedOperation, affine: Affine, *, outputs: bool) -> tup
     weight = _constant(operation.weight)
     channels = affine.scale.numel() if outputs else _output_channels(operation, weight)
     bias = torch.zeros(channels) if operation.bias is None else _constant(operation.bias)
-    scaled = _scale_channels(operation, weight.double(), affine.scale, outputs=outputs)
+    scaled = scale_channels(operation, weight.double(), affine.scale, outputs=outputs)
     if outputs:
         moved = bias.double() * affine.scale + affine.shift
     else:

@@ -18,7 +18,7 @@ from shohin.ir.fixed_ops import unrounded
 from shohin.ir.fixed_point import Rounding
 from shohin.ir.program import Program
 from shohin.passes.base import Batch
-from shohin.passes.fixed.forms import Join
+from shohin.passes.fixed.forms import Join, Weighted
 from shohin.passes.fixed.fractions import candidates, data_errors
 from shohin.passes.fixed.graph import FixedGraph, Site
 from shohin.passes.fixed.sums import natural_fraction, room
@@ -27,6 +27,8 @@ from shohin.passes.prefixes import Prefixes
 
 _MEMORY = 1 << 31
 """Bytes of feature maps that are held between layers, over all batches and both networks."""
+
+_IMAGE_AXES = 4
 
 WIDE = 32
 """Bits of results that only float operators read: sums are not rounded any more than need be."""
@@ -137,6 +139,8 @@ class Calibration:
         rounding: of data.
         bits: the width of a site's integers.
         prepare: rounds the weights of a site's layer; called before its results are looked at.
+        correct: is told what the results of a site's layer lack on the mean, `[outputs]`, before
+            their format is chosen; None where nobody wants to know.
         common: one fractional length for all maps of so many bits, by width; empty for one each.
     """
 
@@ -147,6 +151,7 @@ class Calibration:
     bits: Callable[[Site], int]
     prepare: Callable[[Site], None]
     progress: Callable[[int, int, str], None]
+    correct: Callable[[Site, Tensor], None] | None = None
     common: Mapping[int, int] = field(default_factory=dict)
     spreads: Mapping[str, Spread] = field(default_factory=dict)
 
@@ -164,6 +169,8 @@ class Calibration:
         for done, site in enumerate(self.graph.sites):
             self.progress(done, len(self.graph.sites), f"format of {site.source}")
             self.prepare(site)
+            if self.correct is not None and isinstance(site.form, Weighted):
+                self.correct(site, self._mean_lack(site, fixed, original))
             found[site] = self._choose(site, fixed, original)
             settle(self.graph, site, found[site].format)
         return found
@@ -188,14 +195,31 @@ class Calibration:
         self, site: Site, index: int, batch: Batch, fixed: Prefixes, original: Prefixes
     ) -> tuple[Tensor, Tensor]:
         """A feature map of the float network, and the same before it is rounded."""
+        wanted, raw = self._results(site, index, batch, fixed, original)
+        if site.rectifier is not None:
+            wanted, raw = wanted.relu(), raw.relu()
+        return wanted.reshape(-1), raw.reshape(-1)
+
+    def _results(
+        self, site: Site, index: int, batch: Batch, fixed: Prefixes, original: Prefixes
+    ) -> tuple[Tensor, Tensor]:
+        """What both networks compute at a site, as it comes out of the operator."""
         with torch.inference_mode():
             source = self._node(self.original, site.source)
             run = original.arrive(index, batch, self._position(self.original, source))
             wanted = run.env[source] if source.op == "placeholder" else run.run_node(source)
-            raw = self._raw(site, index, batch, fixed)
-            if site.rectifier is not None:
-                wanted, raw = wanted.relu(), raw.relu()
-        return wanted.reshape(-1), raw.reshape(-1)
+            return wanted, self._raw(site, index, batch, fixed)
+
+    def _mean_lack(self, site: Site, fixed: Prefixes, original: Prefixes) -> Tensor:
+        """What each output of a layer lacks on the mean of all examples and positions."""
+        total, count = torch.zeros(1, dtype=torch.float64), 0
+        for index, batch in enumerate(self.batches):
+            wanted, raw = self._results(site, index, batch, fixed, original)
+            lack = wanted.double() - raw.double()
+            rows = lack.flatten(2).transpose(1, 2) if lack.dim() == _IMAGE_AXES else lack
+            rows = rows.reshape(-1, rows.shape[-1])
+            total, count = total + rows.sum(0), count + len(rows)
+        return total / max(1, count)
 
     def _raw(self, site: Site, index: int, batch: Batch, fixed: Prefixes) -> Tensor:
         program = self.graph.program

@@ -13,6 +13,8 @@ from torch import Tensor
 from shohin.ir.fixed_point import FRACTIONS, Rounding, limits, quantize
 
 _BELOW, _ABOVE = 1, 4
+_FEW_BITS = 8
+"""With fewer, a coarser grid costs more than saturation: finer ones are tried as well."""
 
 
 def fitting_fraction(largest: float, bits: int) -> int:
@@ -41,7 +43,8 @@ def candidates(largest: float, bits: int, most: int = FRACTIONS[-1]) -> list[int
         most: the largest that makes sense.
     """
     fitting = fitting_fraction(largest, bits)
-    found = range(fitting - _BELOW, fitting + _ABOVE + 1)
+    above = _ABOVE + max(0, _FEW_BITS - bits)
+    found = range(fitting - _BELOW, fitting + above + 1)
     inside = [one for one in found if FRACTIONS[0] <= one <= min(most, FRACTIONS[-1])]
     return inside or [max(min(fitting, most), FRACTIONS[0])]
 

@@ -17,7 +17,7 @@ from shohin.ir.fixed_ops import (
     fixed_quantize,
 )
 from shohin.ir.fixed_point import Rounding
-from shohin.ir.program import Program
+from shohin.ir.program import Program, readers, tensor_of, tied_names
 from shohin.passes.analyses.shapes import shapes
 from shohin.passes.base import Context
 from shohin.passes.fixed.forms import (
@@ -30,7 +30,14 @@ from shohin.passes.fixed.forms import (
     Weighted,
     form_of,
 )
-from shohin.passes.patterns import NoMatch, Rewriter, argument, is_call, single_user
+from shohin.passes.patterns import (
+    NoMatch,
+    Rewriter,
+    argument,
+    is_call,
+    single_user,
+    weight_name,
+)
 from shohin.passes.remarks import Reason
 
 _aten = torch.ops.aten
@@ -184,8 +191,21 @@ class _Lowering:
         operation = form.operation
         target = fixed_linear if operation.linear else fixed_conv2d
         data = self._as_fixed(argument(node, "input"), node)
-        operands = (data, operation.weight, operation.bias, *form.options, [0], 0)
+        bias = self._own_bias(operation.bias, node)
+        operands = (data, operation.weight, bias, *form.options, [0], 0)
         self._replace(node, form, target, *operands)
+
+    def _own_bias(self, bias: fx.Node | None, node: fx.Node) -> fx.Node | None:
+        """A bias that nothing else reads: each has the radix of its own layer's sums."""
+        name = weight_name(bias)
+        if bias is None or name is None:
+            return bias
+        tied = next(names for names in tied_names(self._program) if name in names)
+        reading = [reader for one in tied for reader in readers(self._program, one)]
+        if len(reading) == 1:
+            return bias
+        value = tensor_of(self._program.module, name).detach().clone()
+        return self._rewriter.add_weight(name, value, replaces=bias, before=node)
 
     def _place_join(self, node: fx.Node, form: Join) -> None:
         parts = [self._rounded(part, node) for part in _parts(node)]

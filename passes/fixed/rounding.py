@@ -14,8 +14,11 @@ from shohin.passes.fixed.forms import Average, Weighted
 from shohin.passes.fixed.fractions import channel_fractions, weight_fraction
 from shohin.passes.fixed.graph import FixedGraph, Site
 from shohin.passes.fixed.stored import encoded, rounded_weight
-from shohin.passes.fixed.sums import SUM_BITS, format_of
-from shohin.passes.patterns import Rewriter, argument, weight_name
+from shohin.passes.fixed.sums import format_of
+from shohin.passes.patterns import argument, weight_name
+
+BIAS_BITS = 52
+"""Bits of a bias: sums that it makes too large for 32 bits have 64."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,12 @@ class Rounder:
         bits: width of the integers of a weight, by its name.
         by_channel: whether each output has a fractional length of its own.
         common: one fractional length for all weights of so many bits, by width; empty for one each.
-        pass_name: on whose behalf biases are copied.
     """
 
     graph: FixedGraph
     bits: Callable[[str], int]
     by_channel: bool
     common: Mapping[int, int]
-    pass_name: str
     formats: dict[str, WeightFormat] = field(default_factory=dict)
     encodings: dict[str, Encoding] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
@@ -75,19 +76,38 @@ class Rounder:
         """
         self._round_bias(site, lack)
 
+    def round_again(self, name: str, bits: int, free: Tensor) -> None:
+        """Round a weight to another width, and the biases of its layers to the radix that it gives.
+
+        Args:
+            name: of the weight, the first one that it has.
+            bits: width of the integers.
+            free: the weight before it was rounded.
+        """
+        program = self.graph.program
+        with torch.no_grad():
+            tensor_of(program.module, name).copy_(free)
+        self.formats[name] = self._choose(name, bits)
+        for site in self.graph.sites:
+            if isinstance(site.form, Weighted):
+                used = weight_name(argument(site.node, "weight"))
+                if used in self._names(name):
+                    self._round_weight(site)
+                    self._round_bias(site, 0.0)
+
     def _round_weight(self, site: Site) -> None:
         name = weight_name(argument(site.node, "weight"))
         if name is None:
             raise AssertionError("weights of fixed-point operators are constants")
         first = self._names(name)[0]
         if first not in self.formats:
-            self.formats[first] = self._choose(first)
+            self.formats[first] = self._choose(first, self.bits(first))
         found = self.formats[first]
         self._set(site, "weight_fractions", [*found.fractions])
         self._set(site, "input_fraction", format_of(argument(site.node, "input")).fraction)
 
-    def _choose(self, name: str) -> WeightFormat:
-        program, bits = self.graph.program, self.bits(name)
+    def _choose(self, name: str, bits: int) -> WeightFormat:
+        program = self.graph.program
         weight, stored = tensor_of(program.module, name), encoding_of(program, name)
         for by_channel in dict.fromkeys((self.by_channel, False)):
             fractions = self._fractions(weight, bits, by_channel)
@@ -108,26 +128,19 @@ class Rounder:
         return channel_fractions(weight, bits) if by_channel else (weight_fraction(weight, bits),)
 
     def _round_bias(self, site: Site, lack: Tensor | float) -> None:
-        bias = argument(site.node, "bias")
-        name = weight_name(bias)
+        name = weight_name(argument(site.node, "bias"))
         if name is None:
             return
         program = self.graph.program
         tensor = tensor_of(program.module, name)
-        exact = self.biases.setdefault(name, tensor.detach().clone()) + lack
+        self.biases[name] = self.biases.get(name, tensor.detach().double()) + lack
+        exact = self.biases[name]
         fractions = argument(site.node, "weight_fractions")
         radix = torch.tensor(fractions).double() + argument(site.node, "input_fraction")
-        scaled = exact.double() * 2.0**radix
-        rounded = (quantize(scaled, SUM_BITS, 0) * 2.0**-radix).to(tensor.dtype)
-        if len(bias.users) == 1 and len(self._names(name)) == 1:
-            with torch.no_grad():
-                tensor.copy_(rounded)
-            return
-        copied = Rewriter(program, self.pass_name).add_weight(
-            name, rounded, replaces=bias, before=site.node
-        )
-        site.node.replace_input_with(bias, copied)
-        self.biases[str(copied.target)] = self.biases[name]
+        scaled = exact * 2.0**radix
+        rounded = (quantize(scaled, BIAS_BITS, 0) * 2.0**-radix).to(tensor.dtype)
+        with torch.no_grad():
+            tensor.copy_(rounded)
 
     @staticmethod
     def _set(site: Site, name: str, value: Any) -> None:

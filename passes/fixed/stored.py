@@ -32,6 +32,12 @@ def can_encode(stored: Encoding) -> bool:
     return isinstance(inner, (Dense, Codebook))
 
 
+def is_trainable(stored: Encoding) -> bool:
+    """Whether every stored number of a weight can change by itself."""
+    inner = stored.values if isinstance(stored, Sparse) else stored
+    return isinstance(inner, FixedPoint)
+
+
 def encoded(
     stored: Encoding, weight: Tensor, bits: int, fractions: Sequence[int]
 ) -> Encoding | None:
@@ -43,7 +49,7 @@ def encoded(
         bits: width of the integers.
         fractions: one for all, or one for each output.
     """
-    if isinstance(stored, Dense):
+    if isinstance(stored, (Dense, FixedPoint)):
         return FixedPoint.from_values(weight, bits, fractions)
     if len(fractions) > 1:
         return None

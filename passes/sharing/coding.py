@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from shohin.ir.codebook import Codebook
 from shohin.ir.coding import CODERS, Coder, encode_smallest
 from shohin.ir.encodings import Encoding, Sparse
+from shohin.ir.fixed_point import MOST_CODED_BITS, FixedPoint
 from shohin.ir.gaps import codes_of, gaps_of, likely_gap_bits
 from shohin.ir.program import Program, encoding_of, tied_names
 
@@ -18,7 +19,7 @@ _TRIED_WIDTHS = 3
 def entropy_coded(
     encoding: Encoding, coders: Sequence[Coder] = CODERS, gap_bits: int | None = None
 ) -> Encoding:
-    """The same values with indices and gaps coded; others as they are.
+    """The same values with indices, integers and gaps coded; others as they are.
 
     Args:
         encoding: of a weight.
@@ -31,6 +32,9 @@ def entropy_coded(
     if isinstance(encoding, Codebook):
         symbols = encoding.indices.reshape(-1).numpy()
         coder, _ = smallest(symbols, encoding.centroids.numel(), coders)
+        return encoding if coder == encoding.coder else replace(encoding, coder=coder)
+    if isinstance(encoding, FixedPoint) and encoding.bits <= MOST_CODED_BITS:
+        coder, _ = smallest(encoding.symbols().astype(np.uint8), 1 << encoding.bits, coders)
         return encoding if coder == encoding.coder else replace(encoding, coder=coder)
     if isinstance(encoding, Sparse):
         return _coded_sparse(encoding, coders, gap_bits)

@@ -1,14 +1,15 @@
 """Direct convolution of integers: blocked channels in and out.
 
 Layouts: input ``[N, C/16, H, W, 16]``, weights ``[O/NR, C/16, KH, KW, 16/G, NR * G]`` with groups
-of G neighbouring inputs beside each other, output ``[N, O/16, OH, OW, 16]``. Work items and tiles
-are those of `conv2d`; sums have 32 bits, or 64 where 32 might not do, and are rescaled before they
-are stored.
+of G neighbouring inputs beside each other, output ``[N, O/16, OH, OW, 16]``. The last block of
+inputs has weights for as many groups as its channels need. Work items and tiles are those of
+`conv2d`; sums have 32 bits, or 64 where 32 might not do, and are rescaled before they are stored.
 
 Where the unit raises its inputs, the bias takes off again what that adds; at the border, where taps
 are left out, it is another amount, so there is a bias for each set of taps.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -97,18 +98,31 @@ class FixedConv2d(Kernel):
         return self.channels // LANES // self.groups
 
     @property
+    def block_groups(self) -> int:
+        """Groups of inputs in a block."""
+        return LANES // self.unit.group
+
+    @property
+    def last_groups(self) -> int:
+        """Groups of inputs in the last block."""
+        return -(-(self.last_channels or LANES) // self.unit.group)
+
+    @property
+    def taps(self) -> int:
+        """Positions of a filter."""
+        return self.geometry.kernel[0] * self.geometry.kernel[1]
+
+    @property
     def input_groups(self) -> int:
-        """Groups of inputs in a block; fewer than fill it where there is but one block."""
-        used = self.last_channels if self.last_channels and self.group_blocks == 1 else LANES
-        return -(-used // self.unit.group)
+        """Groups of inputs that one filter reads at a position."""
+        return (self.group_blocks - 1) * self.block_groups + self.last_groups
 
     @property
     def operations(self) -> int:
-        """Multiply-accumulates, those with unused channels included, by four."""
+        """Multiply-accumulates by four: the products of a group are one operation."""
         height, width = self.geometry.output_size
-        rows, columns = self.geometry.kernel
-        taps = self.group_blocks * self.input_groups * self.unit.group * rows * columns
-        return self.batch * self.filters * height * width * taps // 4
+        products = self.input_groups * self.unit.group * self.taps
+        return self.batch * self.filters * height * width * products // 4
 
     def variants(self, registers: int) -> tuple[Kernel, ...]:
         """The convolution in every tile shape that fits the registers."""
@@ -120,16 +134,14 @@ class FixedConv2d(Kernel):
         """Pixels times channel blocks."""
         return self.tile.text()
 
-    def weight_shape(self) -> tuple[int, ...]:
-        """Shape of the packed weights."""
-        width = LANES * self.tile.channel_blocks
-        return (
-            self.filter_groups,
-            self.group_blocks,
-            *self.geometry.kernel,
-            self.input_groups,
-            width * self.unit.group,
-        )
+    @property
+    def group_width(self) -> int:
+        """Weights of a group of inputs, for a tile of filters."""
+        return LANES * self.tile.channel_blocks * self.unit.group
+
+    def weight_shape(self) -> tuple[int, int]:
+        """Shape of the packed weights: tiles of filters, and everything else."""
+        return (self.filter_groups, self.taps * self.input_groups * self.group_width)
 
     @cached_property
     def row_runs(self) -> tuple[int, ...]:
@@ -175,13 +187,15 @@ class FixedConv2d(Kernel):
 
     def pack(self, weight: Array) -> Array:
         """``[O, C/groups, KH, KW]`` integers as the kernel reads them, zeros where ragged."""
-        tiles, blocks, rows, columns, groups, _ = self.weight_shape()
+        tiles, blocks, (rows, columns) = self.filter_groups, self.group_blocks, self.geometry.kernel
         nr, size = LANES * self.tile.channel_blocks, self.unit.group
         full = np.zeros((tiles * nr, blocks * LANES, rows, columns), self.weight_type)
         full[: weight.shape[0], : weight.shape[1]] = weight
-        split = full.reshape(tiles, nr, blocks, LANES // size, size, rows, columns)
-        ordered = split.transpose(0, 2, 5, 6, 3, 1, 4)[:, :, :, :, :groups]
-        return np.ascontiguousarray(ordered).reshape(self.weight_shape())
+        split = full.reshape(tiles, nr, blocks, self.block_groups, size, rows, columns)
+        ordered = split.transpose(0, 2, 5, 6, 3, 1, 4)
+        whole, last = ordered[:, :-1], ordered[:, -1, :, :, : self.last_groups]
+        parts = [part.reshape(tiles, math.prod(part.shape[1:])) for part in (whole, last)]
+        return np.concatenate(parts, 1)
 
     def biases(self, weight: Array, bias: Array) -> Array:
         """Biases for each set of taps.
@@ -220,6 +234,7 @@ class _RowEmitter:
         self.geometry = conv.geometry
         self.x, self.weight, self.bias, *self.operands, self.y = buffers
         self.filter_tile, self.image, self.row = filter_tile, image, row
+        self.groups = conv.block_groups
         self.pieces = conv.tile.channel_blocks * LANES // conv.unit.lanes
 
     def emit_tile(self, start: Expr, width: int, position: int | None) -> None:
@@ -230,13 +245,26 @@ class _RowEmitter:
             for block in range(conv.tile.channel_blocks):
                 lane = _block_lane(pixel, block, conv.tile.channel_blocks)
                 store(sums, [lane], self._start(pixel, block, position))
-        with T.serial(0, conv.group_blocks) as block:
-            low, high = self.geometry.tap_rows(self.row)
-            with T.serial(low, high) as tap_row:
-                self._columns(sums, block, tap_row, start, width, position)
+        whole = conv.group_blocks
+        if conv.last_groups < conv.block_groups:
+            whole -= 1
+        with T.serial(0, whole) as block:
+            self._block(sums, block, start, width, position)
+        if whole < conv.group_blocks:
+            self.groups = conv.last_groups
+            self._block(sums, whole, start, width, position)
+            self.groups = conv.block_groups
         for pixel in range(width):
             for block in range(conv.tile.channel_blocks):
                 self._finish(sums, start, pixel, block)
+
+    def _block(
+        self, sums: Buffer, block: Expr, start: Expr, width: int, position: int | None
+    ) -> None:
+        """Add what a block of inputs contributes."""
+        low, high = self.geometry.tap_rows(self.row)
+        with T.serial(low, high) as tap_row:
+            self._columns(sums, block, tap_row, start, width, position)
 
     def _start(self, pixel: int, block: int, position: int | None) -> Expr:
         """The bias of the taps that are inside of the image at a pixel."""
@@ -279,8 +307,8 @@ class _RowEmitter:
         pixels: Sequence[int],
     ) -> None:
         conv = self.conv
-        for first in range(0, conv.input_groups, conv.chain):
-            groups = range(first, min(first + conv.chain, conv.input_groups))
+        for first in range(0, self.groups, conv.chain):
+            groups = range(first, min(first + conv.chain, self.groups))
             inputs = {
                 (pixel, group): self._inputs(block, tap_row, tap, start + pixel, group)
                 for pixel in pixels
@@ -319,11 +347,11 @@ class _RowEmitter:
         return conv.unit.inputs(widened(read, conv.source, conv.unit.input_type), conv.signed)
 
     def _weights(self, block: Expr, tap_row: Expr, tap: Expr, group: int, piece: int) -> Expr:
-        unit = self.conv.unit
-        size = unit.lanes * unit.group
-        read = self.weight[
-            self.filter_tile, block, tap_row, tap, group, ramp(piece * size, size)
-        ]  # fmt: skip
+        conv, unit = self.conv, self.conv.unit
+        size, columns = unit.lanes * unit.group, self.geometry.kernel[1]
+        place = (tap_row * columns + tap) * self.groups + group
+        place = block * conv.taps * conv.block_groups + place
+        read = self.weight[self.filter_tile, ramp(place * conv.group_width + piece * size, size)]
         return T.bind(widened(read, self.conv.weight_type, unit.input_type))
 
     def _finish(self, sums: Buffer, start: Expr, pixel: int, block: int) -> None:

@@ -35,6 +35,9 @@ from shohin.backends.tvm.kernels.partial import load_lanes, store_lanes
 HALF_BYTE_OFFSET = 8
 """What weights of four bits are raised by."""
 
+_MOST_STORED = 1.04
+"""Columns of tiles over those that there are: small models are what integers are for."""
+
 _UNROLLED = 8
 """Groups of inputs of one turn of the loop."""
 
@@ -124,7 +127,7 @@ class FixedLinear(Kernel):
 
     def variants(self, registers: int) -> tuple[Kernel, ...]:
         """The layer in every tile shape that fits the registers."""
-        options = matrix_tile_options(self.rows, self.columns, registers)
+        options = fixed_tile_options(self.rows, self.columns, registers)
         return tuple(replace(self, tile=tile) for tile in options)
 
     def tile_text(self) -> str:
@@ -362,6 +365,20 @@ class _Sums:
     def _zero(self) -> Expr:
         zero = T.int64(0) if self.kernel.wide else T.int32(0)
         return splat(zero, self.unit.lanes)
+
+
+def fixed_tile_options(rows: int, columns: int, registers: int) -> list[MatrixTile]:
+    """Tiles that hardly store more columns than there are, cheapest first by the cost model.
+
+    Args:
+        rows: M.
+        columns: N.
+        registers: vectors of 16 sums and weights that registers hold.
+    """
+    options = matrix_tile_options(rows, columns, registers)
+    count = blocks(columns)
+    stored = [ceil_div(count, one.column_blocks) * one.column_blocks for one in options]
+    return [one for one, held in zip(options, stored, strict=True) if held <= _MOST_STORED * count]
 
 
 def _halves(packed: Expr, size: int) -> list[Expr]:

@@ -12,9 +12,9 @@ from shohin.backends.tvm.kernels.emit import LANES, blocks
 from shohin.backends.tvm.kernels.fixed_average import FixedAverage as AverageKernel
 from shohin.backends.tvm.kernels.fixed_conv2d import FixedConv2d, chain_length
 from shohin.backends.tvm.kernels.fixed_linear import FixedLinear as LinearKernel
+from shohin.backends.tvm.kernels.fixed_linear import fixed_tile_options
 from shohin.backends.tvm.kernels.geometry import Geometry
 from shohin.backends.tvm.kernels.layout import ToBlocked
-from shohin.backends.tvm.kernels.matmul import choose_matrix_tile
 from shohin.backends.tvm.lowering.groups import merge_groups
 from shohin.backends.tvm.lowering.operations import (
     Array,
@@ -147,6 +147,8 @@ def _place_depthwise(planner: Planner, op: FixedConvolution) -> None:
 def place_linear(planner: Planner, op: FixedLinear) -> None:
     """A fully connected layer of integers; one behind a flattened image takes it as it lies."""
     image = planner.flattened_image(op.x)
+    # Columns for channels that are not there would be stored as well.
+    image = image if image is not None and image.shape[1] % LANES == 0 else None
     x = planner.plain(op.x) if image is None else planner.blocked(image)
     weight = numpy_of(op.weights.codes)
     if image is not None:
@@ -162,7 +164,7 @@ def place_linear(planner: Planner, op: FixedLinear) -> None:
             unit,
             signed,
             dtype_text(op.output.dtype),
-            choose_matrix_tile(rows, columns, _registers(planner, unit)),
+            fixed_tile_options(rows, columns, _registers(planner, unit))[0],
             chain=1 if half_bytes else _linear_chain(unit, weight, signed),
             wide=op.weights.wide,
             source=dtype_text(op.x.dtype),

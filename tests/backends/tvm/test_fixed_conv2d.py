@@ -74,6 +74,8 @@ def cases(unit):
         "a shift a channel": conv(unit, steps=(_EACH,), result="int8"),
         "real": conv(unit, steps=(_REAL,), result="float32"),
         "few channels": conv(unit, channels=16, last_channels=3),
+        "few channels of the last block": conv(unit, channels=48, last_channels=5),
+        "few channels, all groups": conv(unit, channels=32, last_channels=14),
         "1x1": conv(unit, kernel=(1, 1), padding=(0, 0, 0, 0)),
         "no interior": conv(unit, size=(2, 2), kernel=(5, 5), padding=(2, 2, 2, 2)),
         "strided, uneven padding": conv(unit, stride=(2, 2), padding=(0, 1, 0, 2), size=(7, 12)),
@@ -140,7 +142,7 @@ def check(library, kernel):
         # Small enough for sums of so many groups in 16 bits.
         weight = weight // 16
     if kernel.last_channels:
-        weight[:, kernel.last_channels :] = 0
+        weight[:, kernel.channels - LANES + kernel.last_channels :] = 0
     bias = generator.integers(-5000, 5000, kernel.filters)
     sums = functional.conv2d(
         padded(torch.from_numpy(x).double(), geometry.padding),
