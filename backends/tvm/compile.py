@@ -33,6 +33,7 @@ from shohin.backends.tvm.trailer import append_trailer
 from shohin.backends.tvm.tuning.tuner import Tuner
 from shohin.backends.tvm.weights.file import write_coded
 from shohin.errors import SpecError, UnsupportedError
+from shohin.ir.coding import CODERS
 from shohin.ir.program import BATCH, InputSpec, Program, output_names
 from shohin.ir.serialise import content_hash
 
@@ -65,17 +66,18 @@ def compile_program(
         raise SpecError("batch", f"expected 1 or more, got {batch}")
     report = progress or (lambda done, total, label: None)
     folder = tempfile.TemporaryDirectory(prefix="shohin-")
-    coded = weights == "compressed"
-    parts = Parts(Path(folder.name), symbol_prefix(program.name), target.machine, coded)
+    parts = Parts(Path(folder.name), symbol_prefix(program.name), target.machine)
     report(0, len(_STAGES), _STAGES[0])
     constants = parts.folder / CONSTANTS_FILE
     plan = lower(program, Tuner(target), batch, constants, report)
     _check_interface(plan)
     report(1, len(_STAGES), _STAGES[1])
     symbols = _emit_kernels(plan, parts, target)
-    if coded:
+    if weights == "compressed" or plan.narrow:
+        parts = replace(parts, coded=True)
         coded_file = parts.folder / CODED_FILE
-        write_coded(plan.constants, coded_file, lambda text: report(1, len(_STAGES), text))
+        coders = CODERS if weights == "compressed" else CODERS[:1]
+        write_coded(plan.constants, coded_file, lambda text: report(1, len(_STAGES), text), coders)
         constants.unlink()
         constants = coded_file
     report(2, len(_STAGES), _STAGES[2])

@@ -42,6 +42,7 @@ class Plan:
         outputs: the program's outputs.
         arena_bytes: size of the arena.
         constants: the file of constants.
+        narrow: whether some are integers of fewer bits than they lie in.
     """
 
     calls: list[KernelCall]
@@ -49,3 +50,4 @@ class Plan:
     outputs: list[Value]
     arena_bytes: int
     constants: ConstantFile
+    narrow: bool = False

@@ -80,4 +80,5 @@ def lower(program: Program, tuner: Tuner, batch: int, constants: Path, progress:
     calls = planner.plan(operations)
     constants.touch()
     arena = plan_arena(planner.buffers)
-    return Plan(calls, operations.inputs, operations.outputs, arena, planner.constants)
+    inputs, outputs = operations.inputs, operations.outputs
+    return Plan(calls, inputs, outputs, arena, planner.constants, planner.narrow)

@@ -34,7 +34,7 @@ from shohin.backends.tvm.lowering.values import (
     padded,
 )
 
-_HALF_BYTE = 4
+_HALF_BYTE, _BYTE = 4, 8
 
 
 def place_convolution(planner: Planner, op: FixedConvolution) -> None:
@@ -73,6 +73,7 @@ def place_convolution(planner: Planner, op: FixedConvolution) -> None:
         )
     )
     biases = numpy_of(op.weights.biases)
+    planner.narrow |= op.weights.bits < _BYTE
     arguments = [
         planner.blocked(op.x),
         planner.constant(lambda: kernel.pack(weight)),
@@ -133,6 +134,7 @@ def _place_depthwise(planner: Planner, op: FixedConvolution) -> None:
     weight[: len(codes)] = codes[:, 0]
     packed = weight.reshape(channels // LANES, LANES, *geometry.kernel).transpose(0, 2, 3, 1)
     biases = numpy_of(op.weights.biases).astype(np.int32)
+    planner.narrow |= op.weights.bits < _BYTE
     arguments = [
         planner.blocked(op.x),
         planner.constant(lambda: packed),
@@ -174,6 +176,7 @@ def place_linear(planner: Planner, op: FixedLinear) -> None:
         )
     )
     biases = numpy_of(op.weights.biases)
+    planner.narrow |= op.weights.bits < _BYTE and not half_bytes
     arguments = [
         x,
         planner.constant(lambda: kernel.pack(weight)),

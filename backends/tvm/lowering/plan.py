@@ -54,11 +54,14 @@ class Planner:
         tuner: where the code will run, and which variant of a kernel it should use.
         constants: where packed weights go.
         placers: how to plan each kind of operation.
+        narrow: whether some constants are integers of fewer bits than they lie in, which had better
+            be stored in as many as they have.
     """
 
     tuner: Tuner
     constants: ConstantFile
     placers: dict[type[Operation], Placer]
+    narrow: bool = False
     calls: list[KernelCall] = field(default_factory=list)
     buffers: list[Buffer] = field(default_factory=list)
     _plain: dict[Value, Placement] = field(default_factory=dict)

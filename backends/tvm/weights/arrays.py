@@ -16,13 +16,15 @@ A job is a byte that says what it is, the varints that follow, and its data:
 stream's alphabet) behind the stream of their numbers.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from shohin.backends.tvm.kernels.emit import Array
 from shohin.backends.tvm.kernels.list_layout import ListLayout
 from shohin.backends.tvm.weights.streams import gap_stream, stream
-from shohin.ir.coding import entropy_bits
+from shohin.ir.coding import CODERS, Coder, entropy_bits
 from shohin.ir.container.varints import encode_varint
 
 PIECE = 1 << 20
@@ -44,18 +46,19 @@ def raw_job(place: int, array: Array) -> bytes:
     return _head(0, place, array.nbytes) + array.tobytes()
 
 
-def array_jobs(place: int, array: Array) -> list[bytes]:
+def array_jobs(place: int, array: Array, coders: Sequence[Coder] = CODERS) -> list[bytes]:
     """An array in whichever form is the smallest.
 
     Args:
         place: where it goes, in bytes.
         array: contiguous, of elements of 1, 2, 4 or 8 bytes.
+        coders: those to choose from.
     """
     numbers = array.reshape(-1).view(f"u{array.itemsize}")
     table = different_nonzeros(numbers)
     starts = range(0, numbers.size, PIECE)
     return [
-        _piece(place + start * array.itemsize, numbers[start : start + PIECE], table)
+        _piece(place + start * array.itemsize, numbers[start : start + PIECE], table, coders)
         for start in starts
     ]
 
@@ -80,7 +83,11 @@ def different_nonzeros(numbers: Array) -> Array | None:
 
 
 def lists_job(
-    places: tuple[int, int | None], distance: Array, start: Array, layout: ListLayout
+    places: tuple[int, int | None],
+    distance: Array,
+    start: Array,
+    layout: ListLayout,
+    coders: Sequence[Coder] = CODERS,
 ) -> bytes | None:
     """Lists of a sparse kernel.
 
@@ -89,6 +96,7 @@ def lists_job(
         distance: numbers that follow from places.
         start: first entry of each list, and the end of the last.
         layout: how they follow.
+        coders: those to choose from.
 
     Returns:
         None where the arrays are no lists of that layout.
@@ -100,16 +108,20 @@ def lists_job(
     sizes = (len(start) - 1, layout.channels, layout.stride, layout.step, int(layout.paired))
     taps = [tap % _MOST_MODULUS for tap in layout.taps]
     entries = (places[0], distance.itemsize, distance.size)
-    return _head(3, *entries, *starts, *sizes, len(taps), *taps) + gap_stream(positions)
+    head = _head(3, *entries, *starts, *sizes, len(taps), *taps)
+    return head + gap_stream(positions, coders)
 
 
-def words_jobs(place: int, words: NDArray[np.uint32], bits: int) -> list[bytes]:
+def words_jobs(
+    place: int, words: NDArray[np.uint32], bits: int, coders: Sequence[Coder] = CODERS
+) -> list[bytes]:
     """Words of indices of a table.
 
     Args:
         place: where they go, in bytes.
         words: contiguous.
         bits: of an index, at most 8.
+        coders: those to choose from.
     """
     shifts = np.arange(_WORD // bits, dtype=np.uint32) * np.uint32(bits)
     mask = np.uint32((1 << bits) - 1)
@@ -120,22 +132,36 @@ def words_jobs(place: int, words: NDArray[np.uint32], bits: int) -> list[bytes]:
         indices = ((part[:, None] >> shifts) & mask).astype(np.uint8).reshape(-1)
         head = _head(4, place + 4 * start, bits, part.size)
         jobs.append(
-            min(head + stream(indices, 1 << bits), raw_job(place + 4 * start, part), key=len)
+            min(
+                head + stream(indices, 1 << bits, coders),
+                raw_job(place + 4 * start, part),
+                key=len,
+            )
         )
     return jobs
 
 
-def _piece(place: int, numbers: Array, table: Array | None) -> bytes:
+def _piece(place: int, numbers: Array, table: Array | None, coders: Sequence[Coder]) -> bytes:
     width, kept = numbers.itemsize, np.flatnonzero(numbers)
-    sizes = {0: float(numbers.nbytes), **_coded_sizes(numbers, kept, table)}
+    plain = tuple(coders) == ("plain",)
+    coded = _plain_sizes(numbers, table) if plain else _coded_sizes(numbers, kept, table)
+    sizes = {0: float(numbers.nbytes), **coded}
     kind = min(sizes, key=lambda kind: sizes[kind])
     if kind == 0:
         return raw_job(place, numbers)
     if kind == 1:
-        return _head(1, place, width) + _values(numbers, np.unique(numbers))
+        return _head(1, place, width) + _values(numbers, np.unique(numbers), coders)
     used = None if table is None or not kept.size else np.unique(numbers[kept])
     head = _head(2, place, width, numbers.size)
-    return head + gap_stream(kept) + _values(numbers[kept], used)
+    return head + gap_stream(kept, coders) + _values(numbers[kept], used, coders)
+
+
+def _plain_sizes(numbers: Array, table: Array | None) -> dict[int, float]:
+    """The bytes of a piece whose elements are numbers of a table, as many bits as they need."""
+    if table is None or len(table) >= _MOST_DIFFERENT:
+        return {}
+    bits = max(1, len(table).bit_length())
+    return {1: numbers.size * bits / 8 + table.nbytes + numbers.itemsize}
 
 
 def _coded_sizes(numbers: Array, kept: NDArray[np.intp], table: Array | None) -> dict[int, float]:
@@ -152,12 +178,12 @@ def _coded_sizes(numbers: Array, kept: NDArray[np.intp], table: Array | None) ->
     return sizes
 
 
-def _values(numbers: Array, table: Array | None) -> bytes:
+def _values(numbers: Array, table: Array | None, coders: Sequence[Coder]) -> bytes:
     """Elements as numbers of a table, or as they are."""
     if table is None:
         return b"\0" + numbers.tobytes()
     indices = _indices(numbers, table).astype(np.uint8)
-    return b"\1" + stream(indices, table.size) + table.tobytes()
+    return b"\1" + stream(indices, table.size, coders) + table.tobytes()
 
 
 def _indices(numbers: Array, table: Array) -> NDArray[np.intp]:

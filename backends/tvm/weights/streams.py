@@ -37,15 +37,16 @@ def stream(symbols: NDArray[np.uint8], alphabet: int, coders: Sequence[Coder] = 
     return b"".join((head, table, encode_varint(len(body)), body))
 
 
-def gap_stream(positions: NDArray[np.int64]) -> bytes:
+def gap_stream(positions: NDArray[np.int64], coders: Sequence[Coder] = CODERS) -> bytes:
     """Ascending numbers as gaps: a byte for the width of a code, and the codes.
 
     Args:
         positions: whole numbers from 0 on.
+        coders: those to choose from.
     """
     gaps = np.diff(positions, prepend=-1) - 1
     options = []
     for width in likely_gap_bits(gaps)[:_TRIED_WIDTHS]:
         codes = codes_of(gaps, width).astype(np.uint8)
-        options.append(bytes([width]) + stream(codes, 1 << width))
+        options.append(bytes([width]) + stream(codes, 1 << width, coders))
     return min(options, key=len)
