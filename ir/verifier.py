@@ -10,6 +10,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from shohin.errors import VerifyError
 from shohin.ir.annotations import ActivationFormat, annotation
 from shohin.ir.encodings import Dense, Encoding
+from shohin.ir.fixed_rules import fixed_problems
 from shohin.ir.functional import is_in_place
 from shohin.ir.printer import format_node
 from shohin.ir.program import Fact, Program, Stage, is_tensor_name, tensor_of
@@ -192,6 +193,11 @@ def _check_captured(program: Program) -> Iterator[Fault]:
             yield Fault(f"node '{node.name}'", "no activation format", "one", node)
 
 
+def _check_fixed(program: Program) -> Iterator[Fault]:
+    for node, (expected, found) in fixed_problems(program):
+        yield Fault(f"node '{node.name}'", expected, found, node)
+
+
 def _check_lowered(program: Program) -> Iterator[Fault]:
     """A compressed weight is read by operators that know its encoding."""
     compressed = {n for n, encoding in program.encodings.items() if not isinstance(encoding, Dense)}
@@ -229,6 +235,7 @@ RULES: tuple[Rule, ...] = (
     Rule("encoded-names", _check_names),
     Rule("encoded-bits", _check_encodings),
     Rule("captured", _check_captured, frozenset({Stage.CAPTURED})),
+    Rule("fixed-point", _check_fixed),
     Rule("lowered", _check_lowered, frozenset({Stage.LOWERED})),
     Rule("runnable", _check_shapes),
 )

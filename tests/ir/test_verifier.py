@@ -20,6 +20,7 @@ from shohin.ir import (
     tensor_of,
     verify,
 )
+from shohin.ir.fixed_ops import fixed_quantize
 
 aten = torch.ops.aten
 BROKEN: dict[str, tuple[Callable[[Program], Program], str]] = {}
@@ -129,6 +130,15 @@ def format_at_capture(program: Program) -> Program:
 @breaks("lowered", r"node 'linear': .* an operator for 'fc\.weight' in its encoding, found aten")
 def plain_reader_when_lowered(program: Program) -> Program:
     return replace(program, stage=Stage.LOWERED, encodings=_sparse(program, "fc.weight"))
+
+
+@breaks("fixed-point", r"node 'shohin_fixed_quantize': .* its arguments, found none")
+def rounding_without_a_format(program: Program) -> Program:
+    relu = _find(program, "relu")
+    with program.graph.inserting_after(relu):
+        made = program.graph.call_function(fixed_quantize, (relu, 8, 4))
+    made.name = "shohin_fixed_quantize"
+    return program
 
 
 @breaks("runnable", r"node 'linear': .* a graph that runs, found aten\.linear\.default refuses")
