@@ -51,9 +51,8 @@ def summarise() -> None:
         if found:
             table.add(name, *_cells(compression, found))
             path = file_path(name, found[0]["seed"])
-            layers.append(
-                layer_table(f"{name}, seed {found[0]['seed']}", path, compression.network)
-            )
+            network = RECIPES[compression.recipe].network
+            layers.append(layer_table(f"{name}, seed {found[0]['seed']}", path, network))
     save("compression_networks", rows, [table, *layers])
 
 
@@ -70,21 +69,23 @@ def _path(name: str, seed: int, ending: str) -> Path:
 
 def _compress(name: str, seed: int) -> dict[str, Any]:
     compression = COMPRESSIONS[name]
-    recipe = RECIPES[compression.network]
+    recipe = RECIPES[compression.recipe]
     images = load_images(recipe.images, recipe.batch, recipe.shift, recipe.mirror)
-    program = shohin.load(program_path(compression.network, compression.pruned, seed))
+    program = shohin.load(program_path(compression.recipe, compression.pruned, seed))
     before = error(program.module, *images.validation)
     began = time.monotonic()
+    tuning = compression.tuning
     result = shohin.optimize(
         program,
         compression.passes,
-        train=trainer(recipe, compression.tuning, images, seed),
+        calibration=images.calibration(compression.calibration, seed),
+        train=None if tuning is None else trainer(recipe, tuning, images, seed),
         seed=seed,
         drift=False,
     )
     path = file_path(name, seed)
     result.save(path)
-    model = zoo.entry(compression.network).build()
+    model = zoo.entry(recipe.network).build()
     single = 4 * sum(parameter.numel() for parameter in model.parameters())
     return {
         "name": name,
@@ -104,8 +105,8 @@ def _compress(name: str, seed: int) -> dict[str, Any]:
 def _test_error(name: str, seed: int) -> dict[str, float]:
     """Errors of the file as it is read again, and of what it was made from."""
     compression = COMPRESSIONS[name]
-    images = zoo.evaluation_set(RECIPES[compression.network].images)
-    pruned = program_path(compression.network, compression.pruned, seed)
+    images = zoo.evaluation_set(RECIPES[compression.recipe].images)
+    pruned = program_path(compression.recipe, compression.pruned, seed)
     row = json.loads(pruned.with_suffix(".json").read_text())
     found = {"compressed": error(shohin.load(file_path(name, seed)).module, *images)}
     return {**found, "pruned": row["pruned"]["test"], "baseline": row["baseline"]["test"]}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pruning_recipes import Training
+from pruning_recipes import Training, taught
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,33 +10,35 @@ class Compression:
     """A compressed network.
 
     Attributes:
-        network: in `shohin.zoo`.
-        pruned: name of the pruned network that it is made from.
+        recipe: how the pruned network that it is made from was trained.
+        pruned: the goal of that recipe.
         passes: the pipeline.
-        tuning: of the centroids.
+        tuning: of what is shared; None for none.
         most_bytes: of the file; None where `least` counts.
         least: times smaller than the weights in float32.
         most_error: percent of test images that may be wrong; above the baseline's where `relative`.
         relative: see `most_error`.
         paper: what Deep Compression reports.
+        calibration: training images, as they are, that the pipeline may look at.
     """
 
-    network: str
+    recipe: str
     pruned: str
     passes: str
-    tuning: Training
     most_error: float
+    tuning: Training | None = None
     most_bytes: int | None = None
     least: float = 0.0
     relative: bool = False
     paper: str = ""
+    calibration: int = 512
 
 
 _TUNING = Training(epochs=2, learning_rate=0.05, weight_decay=0.0)
 
 COMPRESSIONS = {
     "lenet-300-100": Compression(
-        network="lenet-300-100",
+        recipe="lenet-300-100",
         pruned="53x",
         passes="share-weights{bits=4 biases=4}, entropy-code",
         tuning=_TUNING,
@@ -45,7 +47,7 @@ COMPRESSIONS = {
         paper="27 KB, 1.58 %",
     ),
     "lenet-5": Compression(
-        network="lenet-5",
+        recipe="lenet-5",
         pruned="30x",
         passes="share-weights{bits=4 biases=4}, entropy-code",
         tuning=_TUNING,
@@ -54,28 +56,28 @@ COMPRESSIONS = {
         paper="44 KB, 0.74 %",
     ),
     "lenet-5 smallest": Compression(
-        network="lenet-5",
-        pruned="100x",
-        passes="share-weights{bits=3 biases=4}, entropy-code",
-        tuning=_TUNING,
+        recipe="lenet-5",
+        pruned="130x",
+        passes="share-weights{bits=3 biases=4 compensate=true}, entropy-code",
         most_bytes=4_000,
         most_error=1.0,
         paper="44 KB, 0.74 %",
+        calibration=1024,
     ),
     "vgg-9": Compression(
-        network="vgg-9",
-        pruned="5x",
-        passes="share-weights{target_bytes=424000}, entropy-code",
-        tuning=Training(epochs=1, learning_rate=0.01, weight_decay=0.0),
+        recipe="vgg-9 taught",
+        pruned="10x",
+        passes="fold-bn, share-weights{bits=3 compensate=true}, entropy-code",
+        tuning=taught(1, 0.002, 0.0),
         least=30,
         most_error=0.3,
         relative=True,
     ),
     "resnet-20": Compression(
-        network="resnet-20",
-        pruned="5x",
-        passes="share-weights{bits=5}, entropy-code",
-        tuning=Training(epochs=1, learning_rate=0.01, weight_decay=0.0),
+        recipe="resnet-20 taught",
+        pruned="3x",
+        passes="fold-bn, share-weights{bits=3 compensate=true}, entropy-code",
+        tuning=taught(2, 0.002, 0.0),
         least=12,
         most_error=0.3,
         relative=True,

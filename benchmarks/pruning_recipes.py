@@ -186,7 +186,8 @@ _VGG_9 = Recipe(
 _TEACHER = "resnet-32-cifar10jpeg"
 
 
-def _taught(epochs: int, learning_rate: float, weight_decay: float) -> Training:
+def taught(epochs: int, learning_rate: float, weight_decay: float) -> Training:
+    """A training of CIFAR-10 networks that learn from a larger one."""
     return Training(
         epochs=epochs,
         learning_rate=learning_rate,
@@ -199,11 +200,11 @@ def _taught(epochs: int, learning_rate: float, weight_decay: float) -> Training:
 _RESNET_20_TAUGHT = replace(
     _RESNET_20,
     name="resnet-20 taught",
-    baseline=_taught(18, 0.02, 1e-4),
+    baseline=taught(18, 0.02, 1e-4),
     goals={
         "3x": Goal(
             passes="prune{method=obs density=0.35 scope=global}, remove-dead",
-            retraining=_taught(12, 0.02, 1e-4),
+            retraining=taught(12, 0.02, 1e-4),
             least=2.5,
             most=0.3,
             relative=True,
@@ -214,14 +215,14 @@ _RESNET_20_TAUGHT = replace(
 _VGG_9_TAUGHT = replace(
     _VGG_9,
     name="vgg-9 taught",
-    baseline=_taught(6, 0.02, 5e-4),
+    baseline=taught(6, 0.02, 5e-4),
     goals={
         "10x": Goal(
             passes=(
                 "prune{density=0.25 scope=global densities={classifier.2.weight: 0.03} rounds=2}, "
                 "remove-dead"
             ),
-            retraining=_taught(2, 0.02, 5e-4),
+            retraining=taught(2, 0.02, 5e-4),
             least=9,
             most=0.3,
             relative=True,

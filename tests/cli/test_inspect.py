@@ -1,3 +1,7 @@
+import json
+
+import torch
+
 import shohin
 
 
@@ -37,6 +41,19 @@ def test_bytes_of_a_compressed_program(shell, program, tmp_path) -> None:
     found = shell("inspect", small, "--json").json()["bytes"]
     assert found["frame"] + sum(one["stored"] for one in found["falls"]) == small.stat().st_size
     shell("inspect", "shohin.zoo:lenet5", "--plot", plot).fails(2, "only a program file has bytes")
+
+
+def test_formats_of_a_fixed_point_program(shell, program, tmp_path) -> None:
+    small, formats = tmp_path / "small.shohin", tmp_path / "formats.json"
+    batches = [(torch.randn(4, 1, 8, 8),)]
+    shohin.optimize(shohin.load(program), "fixed-point", calibration=batches).save(small)
+    done = shell("inspect", small, "--formats", formats)
+    assert done.code == 0, done.err
+    found = json.loads(formats.read_text())
+    assert [one["operator"] for one in found] == ["quantize", "convolution", "linear"]
+    assert "8-bit fixed point" in done.out
+    failed = shell("inspect", program, "--formats", formats)
+    failed.fails(2, "has no fixed-point operators", "optimize it with --passes fixed-point")
 
 
 def test_library(shell, library) -> None:

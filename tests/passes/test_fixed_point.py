@@ -16,6 +16,7 @@ from shohin.ir.program import Fact, tensor_of
 from shohin.ir.sharing import codebook_of
 from shohin.ir.verifier import verify
 from shohin.passes.fixed.equalise import equalise
+from shohin.passes.fixed.export import formats_of
 from shohin.passes.fixed.fractions import candidates, fitting_fraction, weight_fraction
 from shohin.passes.fixed.widths import Candidate, Evaluations, choose_widths
 from shohin.passes.fixed_point import ToFixedPoint
@@ -665,3 +666,33 @@ def test_widths_go_where_they_save_most_for_what_they_lose():
     assert choose_widths(layers, drops, 0.1) == {"a": 4, "b": 8}
     assert choose_widths(layers, drops, 0.4) == {"a": 4, "b": 4}
     assert choose_widths(layers, drops, 1.5) == {"a": 2, "b": 3}
+
+
+def test_formats_for_hardware():
+    """Every shift follows from the formats beside it."""
+    found = formats_of(fixed(network()).program)
+    assert [one["operator"] for one in found] == [
+        "quantize", "convolution", "convolution", "add", "convolution", "multiply", "average",
+        "quantize", "average", "linear",
+    ]  # fmt: skip
+    for one in found[1:]:
+        fractions = [given["fraction"] for given in one["inputs"]]
+        made = one["output"]["fraction"]
+        if one["operator"] in ("convolution", "linear"):
+            assert one["shift"] == fractions[0] + one["weight"]["fraction"] - made
+            assert one["bias"]["fraction"] == fractions[0] + one["weight"]["fraction"]
+        elif one["operator"] == "multiply":
+            assert one["shift"] == sum(fractions) - made
+        elif one["operator"] == "average":
+            divisor = 2 ** (one["shift"] + made - fractions[0]) / one["multiplier"]
+            assert divisor in (4, 16)
+        else:
+            assert one["shift"] == max(fractions) - made
+    assert found[0]["inputs"] == [None]
+    assert found[1]["weight"]["name"] == "stem.weight"
+    program = network()
+    with torch.no_grad():
+        tensor_of(program.module, "stem.weight")[3] *= 8
+    by_channel = formats_of(fixed(program, "fixed-point{by_channel=true}").program)
+    assert len(by_channel[1]["shift"]) == 8
+    assert not formats_of(network())

@@ -60,8 +60,12 @@ def _rounded(x: Expr, fraction: int, low: int, high: int, nearest: int, *, lanes
     """Integers of real numbers; NaN gives 0."""
     scaled = T.bind(x * number(2.0**fraction, lanes))
     # Limits first: what is beyond them has no integer. They are whole, so rounding keeps them.
-    bounded = T.min(T.max(scaled, number(float(low), lanes)), number(float(high), lanes))
-    kept = T.Select(scaled == scaled, bounded, number(0.0, lanes))
+    least, most = number(float(low), lanes), number(float(high), lanes)
+    above, below = T.bind(T.max(scaled, least)), T.bind(T.min(scaled, most))
+    # Both give their second operand where the first is NaN; a comparison of a number with itself
+    # would be taken for true.
+    is_nan = T.And(above == least, below == most)
+    kept = T.Select(is_nan, number(0.0, lanes), T.min(above, most))
     rounded = T.nearbyint(kept) if nearest else T.floor(kept)
     return T.cast(rounded, _type("int32", lanes))
 

@@ -176,7 +176,7 @@ def place_linear(planner: Planner, op: FixedLinear) -> None:
         )
     )
     biases = numpy_of(op.weights.biases)
-    planner.narrow |= op.weights.bits < _BYTE and not half_bytes
+    planner.narrow |= op.weights.bits < (_HALF_BYTE if half_bytes else _BYTE)
     arguments = [
         x,
         planner.constant(lambda: kernel.pack(weight)),

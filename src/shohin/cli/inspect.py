@@ -1,5 +1,6 @@
 """``shohin inspect``."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,6 +47,14 @@ def inspect(
             help="Of a .shohin: draw what pruning, sharing and coding left of the weights.",
         ),
     ] = None,
+    formats: Annotated[
+        Path | None,
+        typer.Option(
+            "--formats",
+            metavar="JSON",
+            help="Of a fixed-point model: write the formats and shifts of every operator.",
+        ),
+    ] = None,
     input_shape: InputShape = [],  # noqa: B006 - typer reads the default, nobody writes to it
     data: Data = None,
     as_json: AsJson = False,
@@ -59,11 +68,12 @@ def inspect(
       shohin inspect shohin.zoo:lenet5 --draw lenet5.svg
       shohin inspect net.shohin --text
       shohin inspect net.shohin --plot bytes.png
+      shohin inspect net.shohin --formats formats.json
     """  # noqa: D301 - \b keeps typer from joining the lines
     check_library(file)
     library = file.endswith(".so")
     if library or (Path(file).is_file() and not Path(file).suffix):
-        if text or draw or plot:
+        if text or draw or plot or formats:
             problem = "a compiled model has neither a graph nor steps of compression to show"
             raise SpecError(file, problem, "inspect its .shohin")
         if library:
@@ -82,6 +92,8 @@ def inspect(
         _draw(program, draw)
     if plot:
         _plot(file, plot)
+    if formats:
+        _write_formats(program, file, formats)
     if text:
         _show_text(program, as_json)
         return
@@ -125,6 +137,21 @@ def _plot(file: str, path: Path) -> None:
         raise SpecError("--plot", "only a program file has bytes to draw", hint)
     draw_waterfall(waterfall(file), path)
     note(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def _write_formats(program: "Program", file: str, path: Path) -> None:
+    from shohin.cli.outputs import check_output
+    from shohin.ir.files import atomic_path
+    from shohin.passes.fixed.export import formats_of
+
+    check_output(path)
+    found = formats_of(program)
+    if not found:
+        hint = "optimize it with --passes fixed-point"
+        raise SpecError(file, "has no fixed-point operators", hint)
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(found, indent=1) + "\n")
+    note(f"{path}: {len(found)} operators")
 
 
 def _inspect_binary(file: str, steps: bool, as_json: bool) -> None:
