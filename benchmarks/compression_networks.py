@@ -9,8 +9,8 @@ from typing import Any
 
 from compression_recipes import COMPRESSIONS, Compression
 from compression_tables import layer_table
-from pruning_accuracy import program_path, trainer
-from pruning_data import error, load_images
+from pruning_accuracy import baseline, program_path, start, trainer, training_images
+from pruning_data import error
 from pruning_recipes import RECIPES
 from tables import Table, save
 
@@ -43,7 +43,17 @@ def summarise() -> None:
     """Print and save what all seeds gave, and the sizes of every layer of the first."""
     rows = [json.loads(path.read_text()) for path in sorted(WORK.glob("*/*.json"))]
     rows = [row for row in rows if "test" in row]
-    headings = ("network", "bytes", "x", "pruned error %", "error %", "goal", "met", "paper")
+    headings = (
+        "network",
+        "bytes",
+        "x",
+        "baseline %",
+        "before %",
+        "error %",
+        "goal",
+        "met",
+        "paper",
+    )
     table = Table("Pruned, shared and coded: bytes of the whole file, test errors, means", headings)
     layers = []
     for name, compression in COMPRESSIONS.items():
@@ -67,11 +77,20 @@ def _path(name: str, seed: int, ending: str) -> Path:
     return folder / f"seed{seed}.{ending}"
 
 
+def _start(compression: Compression, seed: int) -> shohin.Program:
+    """The pruned network, or the one that its recipe starts from."""
+    if compression.pruned:
+        return shohin.load(program_path(compression.recipe, compression.pruned, seed))
+    recipe = RECIPES[compression.recipe]
+    inputs = zoo.example_inputs(recipe.network, 2)
+    return shohin.capture(start(recipe, seed).eval(), inputs, name=recipe.network)
+
+
 def _compress(name: str, seed: int) -> dict[str, Any]:
     compression = COMPRESSIONS[name]
     recipe = RECIPES[compression.recipe]
-    images = load_images(recipe.images, recipe.batch, recipe.shift, recipe.mirror)
-    program = shohin.load(program_path(compression.recipe, compression.pruned, seed))
+    images = training_images(recipe)
+    program = _start(compression, seed)
     before = error(program.module, *images.validation)
     began = time.monotonic()
     tuning = compression.tuning
@@ -95,7 +114,7 @@ def _compress(name: str, seed: int) -> dict[str, Any]:
         "single_precision": single,
         "ratio": single / path.stat().st_size,
         "validation": {
-            "pruned": before,
+            "before": before,
             "compressed": error(result.program.module, *images.validation),
         },
         "seconds": round(time.monotonic() - began),
@@ -103,21 +122,24 @@ def _compress(name: str, seed: int) -> dict[str, Any]:
 
 
 def _test_error(name: str, seed: int) -> dict[str, float]:
-    """Errors of the file as it is read again, and of what it was made from."""
+    """Errors of the file as it is read again, of what it was made from, and of the baseline."""
     compression = COMPRESSIONS[name]
-    images = zoo.evaluation_set(RECIPES[compression.recipe].images)
-    pruned = program_path(compression.recipe, compression.pruned, seed)
-    row = json.loads(pruned.with_suffix(".json").read_text())
-    found = {"compressed": error(shohin.load(file_path(name, seed)).module, *images)}
-    return {**found, "pruned": row["pruned"]["test"], "baseline": row["baseline"]["test"]}
+    recipe = RECIPES[compression.recipe]
+    evaluation = zoo.evaluation_set(recipe.images)
+    modules = {
+        "compressed": shohin.load(file_path(name, seed)).module,
+        "before": _start(compression, seed).module,
+        "baseline": baseline(recipe, training_images(recipe), seed).eval(),
+    }
+    return {key: error(module, *evaluation) for key, module in modules.items()}
 
 
 def _cells(compression: Compression, rows: list[dict[str, Any]]) -> tuple[str, ...]:
     size, ratio = max(row["bytes"] for row in rows), min(row["ratio"] for row in rows)
-    baseline, pruned, found = (
-        mean(row["test"][key] for row in rows) for key in ("baseline", "pruned", "compressed")
+    unpruned, before, found = (
+        mean(row["test"][key] for row in rows) for key in ("baseline", "before", "compressed")
     )
-    most = compression.most_error + (baseline if compression.relative else 0)
+    most = compression.most_error + (unpruned if compression.relative else 0)
     small = size <= (compression.most_bytes or size) and ratio >= compression.least
     limit = (
         f"{compression.most_bytes:,} bytes" if compression.most_bytes else f"{compression.least:g}x"
@@ -126,7 +148,8 @@ def _cells(compression: Compression, rows: list[dict[str, Any]]) -> tuple[str, .
     return (
         f"{size:,}",
         f"{ratio:.1f}",
-        f"{pruned:.2f}",
+        f"{unpruned:.2f}",
+        f"{before:.2f}",
         f"{found:.2f} ({errors})",
         f"{limit}, {most:.2f} %",
         "yes" if small and found <= most else "no",

@@ -11,7 +11,7 @@ class Compression:
 
     Attributes:
         recipe: how the pruned network that it is made from was trained.
-        pruned: the goal of that recipe.
+        pruned: the goal of that recipe; None to start where the recipe itself starts.
         passes: the pipeline.
         tuning: of what is shared; None for none.
         most_bytes: of the file; None where `least` counts.
@@ -23,7 +23,7 @@ class Compression:
     """
 
     recipe: str
-    pruned: str
+    pruned: str | None
     passes: str
     most_error: float
     tuning: Training | None = None
@@ -66,9 +66,12 @@ COMPRESSIONS = {
     ),
     "vgg-9": Compression(
         recipe="vgg-9 taught",
-        pruned="10x",
-        passes="fold-bn, share-weights{bits=3 compensate=true}, entropy-code",
-        tuning=taught(1, 0.002, 0.0),
+        pruned=None,
+        passes=(
+            "prune{density=0.3 scope=global densities={classifier.2.weight: 0.04} retrain=none}, "
+            "remove-dead, share-weights{bits=4 assignments=trained}, entropy-code"
+        ),
+        tuning=taught(6, 0.02, 5e-4),
         least=30,
         most_error=0.3,
         relative=True,

@@ -44,7 +44,7 @@ def measure(
     for recipe in (RECIPES[name] for name in networks):
         chosen = {name: goal for name, goal in recipe.goals.items() if name in goals}
         recipe = replace(recipe, goals=chosen)
-        images = load_images(recipe.images, recipe.batch, recipe.shift, recipe.mirror)
+        images = training_images(recipe)
         for seed in seeds:
             _measure_seed(recipe, images, seed, test)
 
@@ -73,17 +73,17 @@ def program_path(recipe: str, goal: str, seed: int) -> Path:
 
 
 def _cells(goal: Goal, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    baseline, pruned = (mean(row[key]["test"] for row in rows) for key in ("baseline", "pruned"))
-    start = min((row["start"]["test"] for row in rows if "start" in row), default=baseline)
-    baseline = min(baseline, start)
+    unpruned, pruned = (mean(row[key]["test"] for row in rows) for key in ("baseline", "pruned"))
+    first = min((row["start"]["test"] for row in rows if "start" in row), default=unpruned)
+    unpruned = min(unpruned, first)
     ratio = min(row["ratio"] for row in rows)
-    most = baseline + goal.most if goal.relative else goal.most
+    most = unpruned + goal.most if goal.relative else goal.most
     met = ratio >= goal.least and pruned <= most
     seeds = {row["seed"] for row in rows}
     errors = ", ".join(f"{row['pruned']['test']:.2f}" for row in rows)
     return (
         f"{ratio:.1f}",
-        f"{baseline:.2f}",
+        f"{unpruned:.2f}",
         f"{pruned:.2f} ({errors})",
         str(len(rows)),
         f"{most:.2f}",
@@ -94,23 +94,23 @@ def _cells(goal: Goal, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
 def _measure_seed(recipe: Recipe, images: Images, seed: int, test: bool) -> None:
     folder = _folder(recipe.name, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    start = _baseline(recipe, images, seed) if recipe.from_baseline else _start(recipe, seed)
+    dense = baseline(recipe, images, seed) if recipe.from_baseline else start(recipe, seed)
     for name, goal in recipe.goals.items():
         row = _known(folder / f"{name}.json")
         if row.get("passes") != goal.passes:
-            row = _prune(recipe, name, goal, start.eval(), images, seed)
+            row = _prune(recipe, name, goal, dense.eval(), images, seed)
             _write(folder / f"{name}.json", row)
     # After the pruned networks, which other benchmarks go on from.
-    baseline = _baseline(recipe, images, seed).eval()
+    unpruned = baseline(recipe, images, seed).eval()
     for name, goal in recipe.goals.items():
         row = _known(folder / f"{name}.json")
         if "baseline" not in row:
-            row["baseline"] = {"validation": error(baseline, *images.validation)}
+            row["baseline"] = {"validation": error(unpruned, *images.validation)}
         if test and "test" not in row:
             pruned = shohin.load(program_path(recipe.name, name, seed)).module
-            modules: dict[str, nn.Module] = {"baseline": baseline, "pruned": pruned}
+            modules: dict[str, nn.Module] = {"baseline": unpruned, "pruned": pruned}
             if goal.retraining.teacher and goal.retraining.teacher == recipe.pretrained:
-                modules["start"] = _start(recipe, seed).eval()
+                modules["start"] = start(recipe, seed).eval()
             for key, module in modules.items():
                 found = error(module, *zoo.evaluation_set(recipe.images))
                 row[key] = {**row.get(key, {}), "test": found}
@@ -128,10 +128,10 @@ def _write(path: Path, row: dict[str, Any]) -> None:
     print(json.dumps(row), flush=True)
 
 
-def _baseline(recipe: Recipe, images: Images, seed: int) -> nn.Module:
+def baseline(recipe: Recipe, images: Images, seed: int) -> nn.Module:
     """The network trained without pruning, from its file where there is one."""
     path = _folder(recipe.name, seed) / "baseline.pt"
-    model = _start(recipe, seed)
+    model = start(recipe, seed)
     if path.exists():
         model.load_state_dict(torch.load(path, weights_only=True))
     else:
@@ -140,7 +140,7 @@ def _baseline(recipe: Recipe, images: Images, seed: int) -> nn.Module:
     return model
 
 
-def _start(recipe: Recipe, seed: int) -> nn.Module:
+def start(recipe: Recipe, seed: int) -> nn.Module:
     """The network before any training here, in the memory format that trains fastest."""
     if recipe.pretrained:
         model = zoo.pretrained(recipe.pretrained)
@@ -151,10 +151,10 @@ def _start(recipe: Recipe, seed: int) -> nn.Module:
 
 
 def _prune(
-    recipe: Recipe, name: str, goal: Goal, start: nn.Module, images: Images, seed: int
+    recipe: Recipe, name: str, goal: Goal, dense: nn.Module, images: Images, seed: int
 ) -> dict[str, Any]:
     began = time.monotonic()
-    program = shohin.capture(start, zoo.example_inputs(recipe.network, 2), name=recipe.network)
+    program = shohin.capture(dense, zoo.example_inputs(recipe.network, 2), name=recipe.network)
     result = shohin.optimize(
         program,
         goal.passes,
@@ -167,7 +167,7 @@ def _prune(
     )
     path = program_path(recipe.name, name, seed)
     result.save(path)
-    before, after = _parameters(start), _parameters(result.program.module)
+    before, after = _parameters(dense), _parameters(result.program.module)
     return {
         "recipe": recipe.name,
         "network": recipe.network,
@@ -181,6 +181,11 @@ def _prune(
         "bytes": path.stat().st_size,
         "seconds": round(time.monotonic() - began),
     }
+
+
+def training_images(recipe: Recipe) -> Images:
+    """The images that a recipe trains, validates and calibrates with."""
+    return load_images(recipe.images, recipe.batch, recipe.shift, recipe.mirror)
 
 
 def trainer(recipe: Recipe, training: Training, images: Images, seed: int) -> shohin.Trainer:

@@ -281,6 +281,8 @@ _PIPELINES = {
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("name", _PIPELINES)
 def test_networks(name: str, batch: int) -> None:
+    if name == "6 bits" and CpuTarget().table_lanes() < 16:
+        pytest.skip("this processor permutes eight floats: 64 values are too many for it")
     module = net(
         lambda s, x: s.b(functional.relu(s.a(x))), a=nn.Linear(96, 80), b=nn.Linear(80, 75)
     )

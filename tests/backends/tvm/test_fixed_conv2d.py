@@ -1,5 +1,5 @@
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -8,6 +8,8 @@ from convolutions import draw_geometry, padded
 from fixed_points import apply_fixed, random_integers
 from harness import KernelLibrary, to_blocked, to_plain
 from torch.nn import functional
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
 
 from shohin.backends.tvm.kernels.conv_tiles import ConvTile, choose_tile
 from shohin.backends.tvm.kernels.dots import DotUnit
@@ -24,6 +26,21 @@ _ADD = Step("fixed-add", (2, 0, 2, -128, 127, 1), "full", "int8")
 _EACH = Step("fixed-rescale", (-128, 127, 1), "channel", "int32")
 _REAL = Step("fixed-real", (9,))
 
+
+@dataclass(frozen=True)
+class SoftVnni(DotUnit):
+    """What ``vpdpbusd`` does, in other instructions: unsigned times signed bytes, four to a sum."""
+
+    def _call(self, names, kind, *arguments):
+        sums, factors, others = arguments
+        for place in range(4):
+            lanes = list(range(place, 4 * self.lanes, 4))
+            unsigned = T.reinterpret(f"uint8x{self.lanes}", tirx.Shuffle([factors], lanes))
+            products = T.cast(unsigned, kind) * T.cast(tirx.Shuffle([others], lanes), kind)
+            sums = sums + products
+        return sums
+
+
 UNITS = {
     "avx2": (DotUnit("maddubs", 8), "x86-64-v3"),
     "sse": (DotUnit("maddubs", 4), "x86-64-v2"),
@@ -32,6 +49,8 @@ UNITS = {
     "avx512 words": (DotUnit("maddwd", 16), "x86-64-v4"),
     "vnni": (DotUnit("vnni", 16), "x86-64-v4-vnni"),
     "avx vnni": (DotUnit("vnni", 8), "x86-64-v3-vnni"),
+    "soft vnni": (SoftVnni("vnni", 8), "x86-64-v3"),
+    "soft vnni of 16": (SoftVnni("vnni", 16), "x86-64-v3"),
 }
 
 
