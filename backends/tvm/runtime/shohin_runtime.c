@@ -683,10 +683,15 @@ static bool start_all_workers(shohin_instance *instance) {
     if (pthread_attr_init(&how) != 0) {
         return false;
     }
-    /* Threads inherit the signal mask: signals are to be handled by the program's own threads. */
-    sigset_t all, previous;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &previous);
+    /* Threads inherit the signal mask: signals are to be handled by the program's own threads,
+       but for those that an instruction raises, which concern the thread that it is in. */
+    sigset_t others, previous;
+    sigfillset(&others);
+    sigdelset(&others, SIGSEGV);
+    sigdelset(&others, SIGBUS);
+    sigdelset(&others, SIGFPE);
+    sigdelset(&others, SIGILL);
+    pthread_sigmask(SIG_SETMASK, &others, &previous);
     bool good = pthread_attr_setstacksize(&how, WORKER_STACK_BYTES) == 0;
     for (int32_t index = 1; good && index < instance->threads; ++index) {
         good = start_worker(instance, index, &how);

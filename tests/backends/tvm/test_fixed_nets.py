@@ -4,6 +4,7 @@ import random
 import shutil
 import subprocess
 
+import avx_vnni
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,8 @@ import shohin
 from shohin.backends.tvm.compile import compile_program
 from shohin.backends.tvm.lowering.lower import select
 from shohin.backends.tvm.lowering.operations import Elementwise, FixedConvolution, FixedLinear
-from shohin.backends.tvm.target import CpuTarget, host_runs
+from shohin.backends.tvm.processor import host_flags
+from shohin.backends.tvm.target import CpuTarget
 
 ARCHS = ["x86-64-v2", "x86-64-v3", "x86-64-v3-vnni", "x86-64-v4", "x86-64-v4-vnni"]
 
@@ -137,17 +139,29 @@ def check(program, target, batch=1, weights="plain", real=()):
                 assert np.array_equal(one, wanted[index].numpy())
 
 
-def usable(arch):
-    problem = host_runs(arch)
-    if problem:
+def usable(arch, monkeypatch):
+    if problem := avx_vnni.allow(monkeypatch, arch):
         pytest.skip(problem)
     return CpuTarget(arch, threads=2, tune="off")
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("name", NETS)
-def test_every_bit_is_that_of_the_reference(name, arch):
-    check(fixed(NETS[name]()), usable(arch), real=(1,) if name == "mixed" else ())
+def test_every_bit_is_that_of_the_reference(name, arch, monkeypatch):
+    target = usable(arch, monkeypatch)
+    check(fixed(NETS[name]()), target, real=(1,) if name == "mixed" else ())
+
+
+def test_code_for_vnni_has_its_instruction(monkeypatch):
+    """Where it is emulated, what is emulated can be counted."""
+    target = usable(avx_vnni.ARCH, monkeypatch)
+    if "avx_vnni" in host_flags():
+        pytest.skip("this processor has it")
+    before = avx_vnni.carried_out()
+    check(fixed(NETS["perceptron"]()), target)
+    layers = [(3 * 12 * 12, 56), (50, 56), (50, 8)]
+    least = 3 * sum(-(-depth // 4) * (columns // 8) for depth, columns in layers)
+    assert least <= avx_vnni.carried_out() - before <= 1.3 * least
 
 
 @pytest.mark.parametrize("options", [*WIDTHS[1:], *EXTRAS])
