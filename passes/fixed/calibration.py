@@ -211,15 +211,20 @@ class Calibration:
             return wanted, self._raw(site, index, batch, fixed)
 
     def _mean_lack(self, site: Site, fixed: Prefixes, original: Prefixes) -> Tensor:
-        """What each output of a layer lacks on the mean of all examples and positions."""
-        total, count = torch.zeros(1, dtype=torch.float64), 0
+        """What each output of a layer lacks on the mean of all examples and positions.
+
+        Where a ReLU alone reads the results, those that are negative in both networks do not count:
+        making up for what nobody sees would spoil what remains.
+        """
+        total = count = torch.zeros(1, dtype=torch.float64)
         for index, batch in enumerate(self.batches):
-            wanted, raw = self._results(site, index, batch, fixed, original)
-            lack = wanted.double() - raw.double()
-            rows = lack.flatten(2).transpose(1, 2) if lack.dim() == _IMAGE_AXES else lack
-            rows = rows.reshape(-1, rows.shape[-1])
-            total, count = total + rows.sum(0), count + len(rows)
-        return total / max(1, count)
+            wanted, raw = map(_rows, self._results(site, index, batch, fixed, original))
+            seen = torch.ones_like(wanted, dtype=torch.bool)
+            if site.rectifier is not None:
+                seen = (wanted > 0) | (raw > 0)
+            total = total + ((wanted - raw) * seen).sum(0)
+            count = count + seen.sum(0)
+        return total / count.clamp(min=1)
 
     def _raw(self, site: Site, index: int, batch: Batch, fixed: Prefixes) -> Tensor:
         program = self.graph.program
@@ -239,3 +244,9 @@ class Calibration:
     def _node(program: Program, name: str) -> fx.Node:
         found: fx.Node = next(node for node in program.graph.nodes if node.name == name)
         return found
+
+
+def _rows(results: Tensor) -> Tensor:
+    """Results with a row for each example and position, and a column for each output, float64."""
+    moved = results.flatten(2).transpose(1, 2) if results.dim() == _IMAGE_AXES else results
+    return moved.reshape(-1, moved.shape[-1]).double()
