@@ -39,11 +39,26 @@ def test_steps_are_what_files_before_them_hold(files):
         frame = [
             plain[name].stored - fall.original,
             pruned[name].stored - fall.pruned,
-            shared[name].stored - fall.shared,
+            shared[name].stored - fall.quantised,
         ]
         # Tags, lengths, shapes and checksums.
         assert all(0 <= extra <= 40 for extra in frame)
-    assert coded["0.weight"].stored < coded["0.weight"].shared < coded["0.weight"].pruned
+    assert coded["0.weight"].stored < coded["0.weight"].quantised < coded["0.weight"].pruned
+
+
+def test_integers_are_counted_before_they_are_coded(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(200, 150), nn.ReLU(), nn.Linear(150, 10))
+    program = shohin.capture(network, (torch.ones(2, 200),))
+    text = "fixed-point{weights=6 fc_weights=6}, entropy-code"
+    batches = [(torch.randn(4, 200),)]
+    shohin.optimize(program, text, calibration=batches, drift=False).save(tmp_path / "net.shohin")
+    falls = {fall.name: fall for fall in waterfall(tmp_path / "net.shohin").falls}
+    weight = falls["0.weight"]
+    bits = 6 * 200 * 150
+    assert weight.original == weight.pruned == 4 * 200 * 150
+    assert bits // 8 <= weight.quantised <= bits // 8 + 16
+    assert weight.stored < weight.quantised
 
 
 def test_what_passes_removed_counts(tmp_path):
@@ -70,7 +85,7 @@ def test_a_table_of_it(files):
 def test_it_can_be_drawn(files, tmp_path):
     found = waterfall(files / "coded.shohin")
     drawn = draw_waterfall(found, tmp_path / "bytes.svg").read_text()
-    assert all(step in drawn for step in ("pruned", "shared", "in the file"))
+    assert all(step in drawn for step in ("pruned", "quantised", "in the file"))
     with pytest.raises(SpecError, match=r"expected a name that ends in \.png"):
         draw_waterfall(found, tmp_path / "bytes.txt")
 

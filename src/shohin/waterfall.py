@@ -6,13 +6,15 @@ from pathlib import Path
 
 from shohin.ir.codebook import Codebook
 from shohin.ir.encodings import Dense, Encoding, Sparse
+from shohin.ir.fixed_point import FixedPoint
 from shohin.ir.gaps import best_gap_bits
 from shohin.ir.program import single_bytes
 from shohin.ir.serialise import ProgramFile
 from shohin.tables import Grid
 
-STEPS = ("as captured", "pruned", "shared", "in the file")
+STEPS = ("as captured", "pruned", "quantised", "in the file")
 _NAMED = 8
+_QUANTISED = (Codebook, FixedPoint)
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Fall:
         encoding: how it is stored, in a few words.
         original: bytes of its elements, numbers with a fraction in single precision.
         pruned: bytes of the elements that are kept, and of their places.
-        shared: bytes of the values that elements share, of indices and of places.
+        quantised: bytes of the fixed-point integers, or of indices and of the values that elements
+            share, and of places.
         stored: bytes that it takes in the file, coded, with its checksum.
     """
 
@@ -32,13 +35,13 @@ class Fall:
     encoding: str
     original: int
     pruned: int
-    shared: int
+    quantised: int
     stored: int
 
     @property
     def steps(self) -> tuple[int, int, int, int]:
         """The four sizes, in the order of `STEPS`."""
-        return self.original, self.pruned, self.shared, self.stored
+        return self.original, self.pruned, self.quantised, self.stored
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,8 @@ class Waterfall:
     def totals(self) -> tuple[int, int, int, int]:
         """Sums over the weights; the last is the size of the file."""
         sums = [sum(sizes) for sizes in zip(*(fall.steps for fall in self.falls), strict=True)]
-        original, pruned, shared, stored = sums or [0, 0, 0, 0]
-        return original + self.removed, pruned, shared, stored + self.frame
+        original, pruned, quantised, stored = sums or [0, 0, 0, 0]
+        return original + self.removed, pruned, quantised, stored + self.frame
 
     def grid(self) -> Grid:
         """It as a table."""
@@ -97,12 +100,12 @@ def _fall(name: str, encoding: Encoding, stored: int) -> Fall:
     if isinstance(encoding, Sparse):
         kept = Dense(encoding.values.materialise().float())
         pruned = Sparse(encoding.mask, kept, best_gap_bits(encoding.mask)).stored_bytes()
-    shared = _uncoded(encoding).stored_bytes() if _is_shared(encoding) else pruned
-    return Fall(name, encoding.describe(), original, pruned, shared, stored)
+    quantised = _uncoded(encoding).stored_bytes() if _is_quantised(encoding) else pruned
+    return Fall(name, encoding.describe(), original, pruned, quantised, stored)
 
 
-def _is_shared(encoding: Encoding) -> bool:
-    return isinstance(encoding.values if isinstance(encoding, Sparse) else encoding, Codebook)
+def _is_quantised(encoding: Encoding) -> bool:
+    return isinstance(encoding.values if isinstance(encoding, Sparse) else encoding, _QUANTISED)
 
 
 def _uncoded(encoding: Encoding) -> Encoding:
@@ -111,7 +114,7 @@ def _uncoded(encoding: Encoding) -> Encoding:
         width = best_gap_bits(encoding.mask)
         values = _uncoded(encoding.values)
         return replace(encoding, values=values, gap_bits=width, coder="plain")
-    return replace(encoding, coder="plain") if isinstance(encoding, Codebook) else encoding
+    return replace(encoding, coder="plain") if isinstance(encoding, _QUANTISED) else encoding
 
 
 def _times(steps: Sequence[int]) -> str:
