@@ -13,6 +13,7 @@ from shohin import zoo
 
 PIPELINES = {
     "5 bits": "share-weights{bits=5}, entropy-code",
+    "5 bits, compensated": "share-weights{bits=5 compensate=true}, entropy-code",
     "bits by layer": "share-weights{target_bytes=740000}, entropy-code",
     "4 bits, compensated": "share-weights{bits=4 compensate=true}, entropy-code",
     "bits by layer, compensated": (
