@@ -558,6 +558,31 @@ def test_biases_make_up_for_mean_errors():
     assert lacks[1] < 0.3 * lacks[0]
 
 
+def test_what_a_relu_hides_moves_no_bias():
+    """The correction is the mean of what is missing where either network lets anything through."""
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with torch.no_grad():
+        module[0].bias.sub_(0.6)  # Most results are negative.
+    program, x = network(lambda: module), images(16)
+    text = "fixed-point{weights=3 data=12 correct_bias=%s}"
+    plain, corrected = (fixed(program, text % value, [(x,)]).program for value in ("false", "true"))
+    first = next(node for node in plain.graph.nodes if node.target is fixed_conv2d)
+    name = str(argument(first, "bias").target)
+    with torch.no_grad():
+        weight = tensor_of(plain.module, str(argument(first, "weight").target))
+        rounded = quantize(x.double(), 12, argument(first, "input_fraction"))
+        raw = functional.conv2d(rounded, weight.double(), tensor_of(plain.module, name).double())
+        wanted = module[0](x).double()
+    seen = (wanted > 0) | (raw > 0)
+    lack = ((wanted - raw) * seen).sum((0, 2, 3)) / seen.sum((0, 2, 3))
+    moved = tensor_of(corrected.module, name) - tensor_of(plain.module, name)
+    radix = argument(first, "weight_fractions")[0] + argument(first, "input_fraction")
+    assert seen.float().mean() < 0.5
+    assert float(lack.abs().max()) > 4 * 2.0**-radix
+    # Two roundings of the bias to its radix, and float32 in the pass.
+    assert torch.allclose(moved.double(), lack, rtol=0, atol=1.1 * 2.0**-radix + 1e-5)
+
+
 def labels_of(program, x):
     with torch.no_grad():
         return program.module(x).argmax(1)
