@@ -79,8 +79,8 @@ COMPRESSIONS = {
     "resnet-20": Compression(
         recipe="resnet-20 taught",
         pruned="3x",
-        passes="fold-bn, share-weights{bits=3 compensate=true}, entropy-code",
-        tuning=taught(2, 0.002, 0.0),
+        passes="fold-bn, share-weights{bits=4 compensate=true}, entropy-code",
+        tuning=taught(2, 0.003, 0.0),
         least=12,
         most_error=0.3,
         relative=True,
