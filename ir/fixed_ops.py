@@ -44,7 +44,8 @@ def _define(
 
     def compute(*given: Any) -> Tensor:
         *operands, bits, fraction, rounding = given
-        found = quantize(exact(*operands), bits, fraction, check_rounding(rounding))
+        with torch.autocast(operands[0].device.type, enabled=False):
+            found = quantize(exact(*operands), bits, fraction, check_rounding(rounding))
         return found.to(torch.float32)
 
     def shape_only(*given: Any) -> Tensor:
@@ -147,7 +148,9 @@ def _convolve(
     input_fraction: int,
 ) -> Tensor:
     options = ([*stride], [0, 0], [*dilation], groups)
-    return functional.conv2d(_padded(data, padding), weight, bias, *options)
+    # NNPACK's transformed convolutions are not exact on integers.
+    with torch.backends.nnpack.flags(enabled=False):
+        return functional.conv2d(_padded(data, padding), weight, bias, *options)
 
 
 def _exact_convolve(data: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:

@@ -31,6 +31,9 @@ MOST_CODED_BITS = 8
 FRACTIONS = range(-64, 65)
 """Fractional lengths: scales that single precision has, with room for the integers."""
 
+MOST_APART = 36
+"""Bits between the radixes of summands: 16-bit ones have exact sums in double precision."""
+
 
 def check_rounding(rounding: str) -> Rounding:
     """The rounding mode of that name.

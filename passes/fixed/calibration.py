@@ -21,7 +21,7 @@ from shohin.passes.base import Batch
 from shohin.passes.fixed.forms import Join, Weighted
 from shohin.passes.fixed.fractions import candidates, data_errors
 from shohin.passes.fixed.graph import FixedGraph, Site
-from shohin.passes.fixed.sums import natural_fraction, room
+from shohin.passes.fixed.sums import check_summands, natural_fraction, room
 from shohin.passes.patterns import argument
 from shohin.passes.prefixes import Prefixes
 
@@ -89,7 +89,7 @@ def measure_spreads(
             recorder.run(*batch)
     missing = [site.source for site in sites if site.source not in recorder.spreads]
     if missing:
-        raise InputError("calibration", "expected at least one batch, got none")
+        raise InputError("calibration", "expected at least one example, got none")
     return recorder.spreads
 
 
@@ -114,6 +114,8 @@ class _Recorder(fx.Interpreter):
         return value
 
     def _record(self, node: fx.Node, value: Tensor) -> None:
+        if not value.numel():
+            return
         bad = int(torch.count_nonzero(~torch.isfinite(value)))
         if bad:
             problem = (
@@ -123,7 +125,7 @@ class _Recorder(fx.Interpreter):
             raise PassError(f"fixed-point, node '{node.name}'", problem, hint)
         counted = value.relu() if self._wanted[node.name] else value
         before = self.spreads.get(node.name, Spread(0.0, 0.0))
-        largest = float(counted.abs().max()) if counted.numel() else 0.0
+        largest = float(counted.abs().max())
         size = before.size + float(counted.abs().sum(dtype=torch.float64))
         self.spreads[node.name] = Spread(max(before.largest, largest), size)
 
@@ -160,7 +162,7 @@ class Calibration:
 
         Raises:
             InputError: when there are no calibration batches.
-            PassError: naming a feature map that is not finite.
+            PassError: naming a feature map that is not finite, or a sum that would not be exact.
         """
         self.spreads = measure_spreads(self.original, self.graph.sites, self.batches)
         fixed = Prefixes(self.graph.program.module, _MEMORY // 2)
@@ -168,11 +170,13 @@ class Calibration:
         found = {}
         for done, site in enumerate(self.graph.sites):
             self.progress(done, len(self.graph.sites), f"format of {site.source}")
+            check_summands(site)
             self.prepare(site)
             if self.correct is not None and isinstance(site.form, Weighted):
                 self.correct(site, self._mean_lack(site, fixed, original))
             found[site] = self._choose(site, fixed, original)
             settle(self.graph, site, found[site].format)
+        self.graph.program.module.recompile()
         return found
 
     def _choose(self, site: Site, fixed: Prefixes, original: Prefixes) -> Chosen:

@@ -1,7 +1,7 @@
 """Which operators of a float graph have an integer form, and which."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from shohin.passes.remarks import Reason
 _aten = torch.ops.aten
 _MOST_SHIFT = 15
 _SUM_BITS = 31
+_IMAGE_AXES = 4
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def _convolution(node: fx.Node, shapes: Shapes) -> Form | NoMatch:
     weight = constant_weight(operation.weight)
     dilation = _pair(argument(node, "dilation"))
     padding = argument(node, "padding")
-    if weight is None or len(shapes.of(operation.data).shape) != 4:
+    if weight is None or len(shapes.of(operation.data).shape) != _IMAGE_AXES:
         return NoMatch(Reason.NOT_APPLICABLE, "its input is no batch of images")
     if padding == "same":
         reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
@@ -188,13 +189,21 @@ def _binary(node: fx.Node, shapes: Shapes, *, product: bool) -> Form | NoMatch:
         return NoMatch(Reason.UNSUPPORTED_OPERATOR, "one operand is a number")
     sizes = [shapes.of(one).shape for one in operands]
     if sizes[0] != sizes[1]:
-        detail = f"its operands have shapes {list(sizes[0])} and {list(sizes[1])}"
+        first, second = (_sizes_text(size, shapes.batch) for size in sizes)
+        detail = f"its operands have shapes {first} and {second}"
         return NoMatch(Reason.UNSUPPORTED_OPERATOR, detail)
     return Binary(product)
 
 
+def _sizes_text(size: Sequence[int], batch: int) -> str:
+    named = ["N" if length == batch else str(length) for length in size[:1]]
+    return f"[{', '.join([*named, *map(str, size[1:])])}]"
+
+
 def _windows(node: fx.Node, shapes: Shapes) -> Form | NoMatch:
     size = shapes.of(argument(node, "self")).shape
+    if len(size) != _IMAGE_AXES:
+        return NoMatch(Reason.UNSUPPORTED_OPERATOR, "its input is no batch of images")
     kernel = _pair(argument(node, "kernel_size"))
     stride = _pair(argument(node, "stride") or kernel)
     padding = _pair(argument(node, "padding"))
@@ -207,12 +216,17 @@ def _windows(node: fx.Node, shapes: Shapes) -> Form | NoMatch:
     if whole != [*shapes.of(node).shape[2:]]:
         return NoMatch(Reason.UNSUPPORTED_OPERATOR, "windows at the border have other sizes")
     divisor = argument(node, "divisor_override") or kernel[0] * kernel[1]
+    if divisor < 1:
+        return NoMatch(Reason.UNSUPPORTED_OPERATOR, f"it divides by {divisor}")
     sides = (padding[0], padding[0], padding[1], padding[1])
     return Average(kernel, stride, sides, int(divisor), flat=False)
 
 
 def _adaptive(node: fx.Node, shapes: Shapes) -> Form | NoMatch:
-    size, wanted = (shapes.of(one).shape[-2:] for one in (argument(node, "self"), node))
+    whole = shapes.of(argument(node, "self")).shape
+    if len(whole) != _IMAGE_AXES:
+        return NoMatch(Reason.UNSUPPORTED_OPERATOR, "its input is no batch of images")
+    size, wanted = whole[-2:], shapes.of(node).shape[-2:]
     if any(length % count for length, count in zip(size, wanted, strict=True)):
         return NoMatch(Reason.UNSUPPORTED_OPERATOR, "its windows have different sizes")
     kernel = (size[0] // wanted[0], size[1] // wanted[1])
@@ -221,7 +235,7 @@ def _adaptive(node: fx.Node, shapes: Shapes) -> Form | NoMatch:
 
 def _mean(node: fx.Node, shapes: Shapes) -> Form | NoMatch:
     size, axes = shapes.of(argument(node, "self")).shape, argument(node, "dim")
-    pixels = len(size) == 4 and axes is not None and sorted(a % 4 for a in axes) == [2, 3]
+    pixels = len(size) == _IMAGE_AXES and axes is not None and sorted(a % 4 for a in axes) == [2, 3]
     if not pixels or argument(node, "dtype") is not None:
         return NoMatch(Reason.UNSUPPORTED_OPERATOR, "it is no mean over the pixels of images")
     kernel = (size[2], size[3])

@@ -55,16 +55,17 @@ def weight_error(values: Tensor, bits: int, fraction: int) -> float:
     return float((exact - quantize(exact, bits, fraction, symmetric=True)).abs().sum())
 
 
-def weight_fraction(values: Tensor, bits: int) -> int:
-    """The fractional length for which `weight_error` is least."""
-    tried = candidates(_largest(values), bits)
+def weight_fraction(values: Tensor, bits: int, most: int = FRACTIONS[-1]) -> int:
+    """The fractional length, `most` at most, for which `weight_error` is least."""
+    tried = candidates(_largest(values), bits, most)
     errors = {one: weight_error(values, bits, one) for one in tried}
     return min(tried, key=lambda one: (errors[one], one))
 
 
-def channel_fractions(values: Tensor, bits: int) -> tuple[int, ...]:
-    """The same for each output channel, along axis 0."""
-    return tuple(weight_fraction(row, bits) for row in values)
+def channel_fractions(values: Tensor, bits: int, most: Sequence[int]) -> tuple[int, ...]:
+    """The same for each output channel, along axis 0, with a limit for each."""
+    rows = zip(values, most, strict=True)
+    return tuple(weight_fraction(row, bits, limit) for row, limit in rows)
 
 
 def common_weight_fraction(weights: Sequence[Tensor], bits: Sequence[int]) -> int:

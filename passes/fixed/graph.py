@@ -18,7 +18,7 @@ from shohin.ir.fixed_ops import (
 )
 from shohin.ir.fixed_point import Rounding
 from shohin.ir.program import Program, readers, tensor_of, tied_names
-from shohin.passes.analyses.shapes import shapes
+from shohin.passes.analyses.shapes import shapes_at
 from shohin.passes.base import Context
 from shohin.passes.fixed.forms import (
     RELU,
@@ -42,6 +42,8 @@ from shohin.passes.remarks import Reason
 
 _aten = torch.ops.aten
 _UNDECIDED = {"bits": 32, "fraction": 0}
+_BATCH = 13
+"""A batch size that no other axis is likely to have: axes must not agree by chance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +142,7 @@ class _Lowering:
         self._rounding = rounding
         self._context = context
         # Before anything is rewritten: shapes are those of the float graph.
-        layouts = context.analyses.get(shapes, program)
+        layouts = shapes_at(program, _BATCH)
         calls = [node for node in program.graph.nodes if node.op == "call_function"]
         self._forms = {node: form_of(node, layouts) for node in calls}
         self._rewriter = Rewriter(program, context.pass_name)
@@ -180,12 +182,22 @@ class _Lowering:
             return problem if problem is not None else found
         if isinstance(found, NoMatch):
             return found
-        operands = [one for one in node.all_input_nodes if one.op != "get_attr"]
-        fixed = [one in self._fixed for one in operands]
-        if not (all(fixed) and fixed):
+        if not all(one in self._fixed for one in node.all_input_nodes):
             detail = "it is given numbers that no fixed-point operator computes"
             return NoMatch(Reason.NOT_APPLICABLE, detail)
+        if isinstance(found, Join) and not self._feeds_integers(node):
+            return NoMatch(Reason.NOT_APPLICABLE, "only floating-point operators read it")
         return found
+
+    def _feeds_integers(self, node: fx.Node) -> bool:
+        """Whether an operator with an integer form reads what a node gives, or passes on."""
+        for user in node.users:
+            form = self._forms.get(user)
+            if isinstance(form, (Weighted, Binary, Average)):
+                return True
+            if isinstance(form, (Carry, Join)) and self._feeds_integers(user):
+                return True
+        return False
 
     def _place_weighted(self, node: fx.Node, form: Weighted) -> None:
         operation = form.operation

@@ -1,6 +1,6 @@
 """Weights and biases of fixed-point layers: rounded when their layer is reached."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,17 +8,21 @@ import torch
 from torch import Tensor
 
 from shohin.ir.encodings import Encoding
-from shohin.ir.fixed_point import quantize
+from shohin.ir.fixed_point import FRACTIONS, quantize
 from shohin.ir.program import encoding_of, tensor_of, tied_names
 from shohin.passes.fixed.forms import Average, Weighted
-from shohin.passes.fixed.fractions import channel_fractions, weight_fraction
+from shohin.passes.fixed.fractions import channel_fractions, fitting_fraction, weight_fraction
 from shohin.passes.fixed.graph import FixedGraph, Site
 from shohin.passes.fixed.stored import encoded, rounded_weight
 from shohin.passes.fixed.sums import format_of
 from shohin.passes.patterns import argument, weight_name
 
 BIAS_BITS = 52
-"""Bits of a bias: sums that it makes too large for 32 bits have 64."""
+"""Most bits of a bias: sums that it makes too large for 32 bits have 64."""
+
+_FITTING_BIAS_BITS = 30
+"""Bits of a bias for which a weight's radix is chosen: beside a bias that needs more, weights count
+for next to nothing, and sums should have 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Rounder:
     by_channel: bool
     common: Mapping[int, int]
     formats: dict[str, WeightFormat] = field(default_factory=dict)
+    limits: dict[str, list[int]] = field(default_factory=dict)
     encodings: dict[str, Encoding] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
 
@@ -87,13 +92,14 @@ class Rounder:
         program = self.graph.program
         with torch.no_grad():
             tensor_of(program.module, name).copy_(free)
-        self.formats[name] = self._choose(name, bits)
+        self.formats[name] = self._choose(name, bits, self.limits[name])
         for site in self.graph.sites:
             if isinstance(site.form, Weighted):
                 used = weight_name(argument(site.node, "weight"))
                 if used in self._names(name):
                     self._round_weight(site)
                     self._round_bias(site, 0.0)
+        program.module.recompile()
 
     def _round_weight(self, site: Site) -> None:
         name = weight_name(argument(site.node, "weight"))
@@ -101,16 +107,27 @@ class Rounder:
             raise AssertionError("weights of fixed-point operators are constants")
         first = self._names(name)[0]
         if first not in self.formats:
-            self.formats[first] = self._choose(first, self.bits(first))
+            self.limits[first] = self._most(site)
+            self.formats[first] = self._choose(first, self.bits(first), self.limits[first])
         found = self.formats[first]
         self._set(site, "weight_fractions", [*found.fractions])
         self._set(site, "input_fraction", format_of(argument(site.node, "input")).fraction)
 
-    def _choose(self, name: str, bits: int) -> WeightFormat:
+    def _most(self, site: Site) -> list[int]:
+        """The largest fractional length of each output's weights for which its bias fits."""
+        weight, name = argument(site.node, "weight"), weight_name(argument(site.node, "bias"))
+        outputs = len(tensor_of(self.graph.program.module, str(weight_name(weight))))
+        if name is None:
+            return [FRACTIONS[-1]] * outputs
+        data = format_of(argument(site.node, "input")).fraction
+        biases = tensor_of(self.graph.program.module, name).detach().double().abs()
+        return [fitting_fraction(one, _FITTING_BIAS_BITS) - data for one in biases.tolist()]
+
+    def _choose(self, name: str, bits: int, most: Sequence[int]) -> WeightFormat:
         program = self.graph.program
         weight, stored = tensor_of(program.module, name), encoding_of(program, name)
         for by_channel in dict.fromkeys((self.by_channel, False)):
-            fractions = self._fractions(weight, bits, by_channel)
+            fractions = self._fractions(weight, bits, by_channel, most)
             rounded = rounded_weight(weight, bits, fractions)
             encoding = encoded(stored, rounded, bits, fractions)
             if encoding is not None:
@@ -122,10 +139,14 @@ class Rounder:
         self.encodings |= dict.fromkeys(self._names(name), encoding)
         return WeightFormat(bits, fractions)
 
-    def _fractions(self, weight: Tensor, bits: int, by_channel: bool) -> tuple[int, ...]:
+    def _fractions(
+        self, weight: Tensor, bits: int, by_channel: bool, most: Sequence[int]
+    ) -> tuple[int, ...]:
         if self.common:
             return (self.common[bits],)
-        return channel_fractions(weight, bits) if by_channel else (weight_fraction(weight, bits),)
+        if by_channel:
+            return channel_fractions(weight, bits, most)
+        return (weight_fraction(weight, bits, min(most, default=FRACTIONS[-1])),)
 
     def _round_bias(self, site: Site, lack: Tensor | float) -> None:
         name = weight_name(argument(site.node, "bias"))

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor, fx
 
+from shohin.errors import PassError
 from shohin.ir.annotations import ActivationFormat, annotation
-from shohin.ir.fixed_point import FRACTIONS, largest_sums
+from shohin.ir.fixed_point import FRACTIONS, MOST_APART, largest_sums
 from shohin.passes.fixed.forms import Average, Binary, Join, Weighted
 from shohin.passes.fixed.graph import Site
 from shohin.passes.patterns import argument, constant_weight
@@ -37,6 +38,25 @@ def natural_fraction(site: Site) -> int:
     if isinstance(form, Binary):
         return sum(operands) if form.product else max(operands)
     return max(operands)
+
+
+def check_summands(site: Site) -> None:
+    """Refuse a sum of numbers whose scales are so far apart that no sum of them is exact.
+
+    Raises:
+        PassError: naming the sum.
+    """
+    if not isinstance(site.form, Binary) or site.form.product:
+        return
+    fractions = [format_of(one).fraction for one in _operands(site)]
+    apart = max(fractions) - min(fractions)
+    if apart > MOST_APART:
+        raise PassError(
+            f"fixed-point, node '{site.source}'",
+            f"expected summands whose radixes are at most {MOST_APART} bits apart, got {apart}",
+            "one of them is as good as zero beside the other: leave it out, or exclude the layer "
+            "that computes it",
+        )
 
 
 def largest_result(site: Site) -> float:

@@ -7,6 +7,7 @@ layers so that what they lose, added up, is within the budget, and what comes of
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,7 +142,7 @@ class Search:
             for bits in range(one.bits - 1, LEAST_BITS - 1, -1):
                 self.progress(done, len(self.candidates), f"{one.name} with {bits} bits")
                 found = self.evaluations.get(one.name, bits, self.alone)
-                losses[bits] = max(0.0, most - found)
+                losses[bits] = max(0.0, most - found) if not math.isnan(found) else math.inf
                 if not found >= self.least:
                     break
         return drops

@@ -64,6 +64,13 @@ class FixedAverage(Kernel):
         taps = self.geometry.kernel[0] * self.geometry.kernel[1]
         return self.extent * self.geometry.output_size[1] * taps * 4
 
+    @property
+    def sum_type(self) -> str:
+        """Element type of the sums of windows."""
+        taps = self.geometry.kernel[0] * self.geometry.kernel[1]
+        largest = taps << (int(self.source.removeprefix("int")) - 1)
+        return "int32" if largest < 1 << 31 else "int64"
+
     def parameters(self) -> tuple[Parameter, ...]:
         """Input, output."""
         stored = self.output_blocks or self.channel_blocks
@@ -99,15 +106,17 @@ class FixedAverage(Kernel):
     ) -> None:
         x, y = buffers
         image, block, row = place
-        sums = local(_SUMS * LANES, "int32")
+        kind = self.sum_type
+        sums = local(_SUMS * LANES, kind)
+        zero = T.int64(0) if kind == "int64" else T.int32(0)
         for index in range(_SUMS):
-            store(sums, [ramp(index * LANES)], splat(T.int32(0)))
+            store(sums, [ramp(index * LANES)], splat(zero))
 
         def add(index: int, tap_row: Expr, tap: Expr) -> None:
             column = self.geometry.column(pixel, tap)
             value = x[image, block, self.geometry.row(row, tap_row), column, ramp(0)]
             lane = ramp(index * LANES)
-            store(sums, [lane], sums[lane] + T.cast(value, f"int32x{LANES}"))
+            store(sums, [lane], sums[lane] + T.cast(value, f"{kind}x{LANES}"))
 
         with T.serial(*self.geometry.tap_rows(row)) as tap_row:
             whole, rest = divmod(len(taps), _SUMS)

@@ -21,7 +21,10 @@ from shohin.backends.tvm.kernels.emit import Expr, number, splat
 PREFIX = "fixed-"
 _WORD = 32
 _MOST_LEFT = 15
-"""Integers have at most 16 bits: further to the left, all but 0 is out of range anyway."""
+"""Of results of at most 16 bits: further to the left, all but 0 is out of range anyway."""
+_MOST_RIGHT = {32: 31, 64: 62}
+"""Sums are 32 bits wide only if the halves that they are rounded with fit as well, which leaves
+shifts below 32; those of 64 bits are so much smaller that a shift further changes nothing."""
 
 
 def apply_fixed_step(
@@ -46,14 +49,15 @@ def apply_fixed_step(
         return _rounded(x, *numbers, lanes=lanes)
     if kind == "fixed-rescale" and operand is not None:
         low, high, nearest = numbers
-        moved = _shifted_each(x, operand, bool(nearest), lanes)
+        moved = _shifted_each(x, operand, (low, high), bool(nearest), lanes)
         return _narrowed(_clamped(moved, low, high, lanes), lanes)
     *before, shift, low, high, nearest = numbers
     if kind == "fixed-add":
         x = _sum(x, operand, before, lanes)
     if kind == "fixed-multiply":
         x = x * T.cast(operand, _type("int32", lanes))
-    return _narrowed(_clamped(_shifted(x, shift, bool(nearest), lanes), low, high, lanes), lanes)
+    moved = _shifted(x, shift, (low, high), bool(nearest), lanes)
+    return _narrowed(_clamped(moved, low, high, lanes), lanes)
 
 
 def _rounded(x: Expr, fraction: int, low: int, high: int, nearest: int, *, lanes: int) -> Expr:
@@ -81,11 +85,12 @@ def _sum(x: Expr, operand: Expr | None, left: list[int], lanes: int) -> Expr:
     return parts[0] + parts[1]
 
 
-def _shifted(x: Expr, shift: int, nearest: bool, lanes: int) -> Expr:
+def _shifted(x: Expr, shift: int, limits: tuple[int, int], nearest: bool, lanes: int) -> Expr:
     if shift == 0:
         return x
     if shift < 0:
-        return T.shift_left(x, _constant(min(-shift, _MOST_LEFT), x, lanes))
+        left = min(-shift, _most_left(limits))
+        return T.shift_left(_clamped(x, *limits, lanes), _constant(left, x, lanes))
     width = _bits_of(x)
     if shift >= width:
         # No integer of that width reaches a half.
@@ -97,17 +102,32 @@ def _shifted(x: Expr, shift: int, nearest: bool, lanes: int) -> Expr:
     return _right(x + below_half + odd, shift, lanes)
 
 
-def _shifted_each(x: Expr, shifts: Expr, nearest: bool, lanes: int) -> Expr:
+def _most_left(limits: tuple[int, int]) -> int:
+    """The furthest shift to the left of a number within the limits of a result.
+
+    What is further would be beyond them. Results of 32 bits have a format in which no sum is.
+    """
+    return _WORD - 1 if _is_word(limits) else _MOST_LEFT
+
+
+def _is_word(limits: tuple[int, int]) -> bool:
+    return limits == (-(1 << (_WORD - 1)), (1 << (_WORD - 1)) - 1)
+
+
+def _shifted_each(
+    x: Expr, shifts: Expr, limits: tuple[int, int], nearest: bool, lanes: int
+) -> Expr:
     """Every lane shifted by a number of its own."""
     amounts = T.bind(T.cast(shifts, _type(f"int{_bits_of(x)}", lanes)))
     zero, one = _constant(0, x, lanes), _constant(1, x, lanes)
-    right = T.bind(T.max(amounts, one))
+    most = _constant(_MOST_RIGHT[_bits_of(x)], x, lanes)
+    right = T.bind(T.min(T.max(amounts, one), most))
     moved = T.shift_right(x, right)
     if nearest:
         below_half = T.shift_left(one, right - one) - one
         moved = T.shift_right(x + below_half + T.bitwise_and(moved, one), right)
-    left = T.min(T.max(zero - amounts, zero), _constant(_MOST_LEFT, x, lanes))
-    return T.Select(amounts > zero, moved, T.shift_left(x, left))
+    left = T.min(T.max(zero - amounts, zero), _constant(_most_left(limits), x, lanes))
+    return T.Select(amounts > zero, moved, T.shift_left(_clamped(x, *limits, lanes), left))
 
 
 def _right(x: Expr, shift: int, lanes: int) -> Expr:
@@ -115,7 +135,7 @@ def _right(x: Expr, shift: int, lanes: int) -> Expr:
 
 
 def _clamped(x: Expr, low: int, high: int, lanes: int) -> Expr:
-    if (low, high) == (-(1 << (_WORD - 1)), (1 << (_WORD - 1)) - 1) and _bits_of(x) == _WORD:
+    if _is_word((low, high)) and _bits_of(x) == _WORD:
         return x
     return T.min(T.max(x, _constant(low, x, lanes)), _constant(high, x, lanes))
 

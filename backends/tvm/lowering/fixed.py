@@ -25,7 +25,7 @@ from shohin.backends.tvm.lowering.operations import (
 from shohin.backends.tvm.lowering.select import Selector
 from shohin.ir import fixed_ops as ops
 from shohin.ir.annotations import ActivationFormat, annotation
-from shohin.ir.fixed_point import integers, largest_sums, limits
+from shohin.ir.fixed_point import MOST_APART, integers, largest_sums, limits
 
 aten = torch.ops.aten
 _BYTE, _WORD, _SUM = 8, 16, 32
@@ -240,10 +240,12 @@ def _biases(selector: Selector, node: fx.Node, radix: Tensor) -> Tensor:
 def select_add(selector: Selector, node: fx.Node, made: ActivationFormat) -> bool:
     """``shohin.fixed_add``."""
     one, two = (_source(selector, node, name) for name in ("input", "other"))
-    if one is None or two is None:
+    if one is None or two is None or one.value.shape != two.value.shape:
         return False
     radix = max(one.format.fraction, two.format.fraction)
     left = (radix - one.format.fraction, radix - two.format.fraction)
+    if max(left) > MOST_APART:
+        return False
     numbers = (*left, radix - made.fraction, *_bounds(made), _is_nearest(node))
     step = _with_operand("fixed-add", numbers, two.value)
     _emit_steps(selector, node, made, one.value, [step, *_finishing(made)], "fixed add")
@@ -253,7 +255,7 @@ def select_add(selector: Selector, node: fx.Node, made: ActivationFormat) -> boo
 def select_multiply(selector: Selector, node: fx.Node, made: ActivationFormat) -> bool:
     """``shohin.fixed_multiply``."""
     one, two = (_source(selector, node, name) for name in ("input", "other"))
-    if one is None or two is None:
+    if one is None or two is None or one.value.shape != two.value.shape:
         return False
     shift = one.format.fraction + two.format.fraction - made.fraction
     step = _with_operand("fixed-multiply", (shift, *_bounds(made), _is_nearest(node)), two.value)

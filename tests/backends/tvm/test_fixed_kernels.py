@@ -130,6 +130,28 @@ def test_shifts_of_every_length(shift, nearest):
     assert np.array_equal(run(kernel, x), apply_fixed(steps, x.astype(np.int64), []))
 
 
+@pytest.mark.parametrize("shift", [-23, -16, -15, -1, 0, 9])
+def test_shifts_of_results_that_only_floats_read(shift):
+    x = draw(1, 200)
+    steps = (
+        Step("fixed-rescale", (shift, -(1 << 31), (1 << 31) - 1, 1)),
+        Step("fixed-real", (20,)),
+    )
+    kernel = Pointwise(1, 1, 200, "inner", steps, "int8", "float32")
+    assert np.array_equal(run(kernel, x), apply_fixed(steps, x.astype(np.int64), []))
+
+
+def test_averages_of_more_than_32_bits():
+    steps = (Step("fixed-rescale", (30, -32768, 32767, 1)),)
+    kernel = FixedAverage(
+        1, 1, Geometry((300, 300), (300, 300)), 11930, "int16", "int16", True, steps
+    )
+    x = np.full((1, LANES, 300, 300), 32767, np.int16)
+    x[0, 3] = -32768
+    expected = apply_fixed(steps, x.astype(np.int64).sum((2, 3), keepdims=True) * 11930, [])
+    assert np.array_equal(to_plain(run(kernel, to_blocked(x)), LANES), expected)
+
+
 @pytest.mark.parametrize(("source", "weight"), [("int8", "int8"), ("int16", "int8")])
 def test_depthwise_convolutions(source, weight):
     geometry = Geometry((6, 11), (3, 3), (2, 1), (1, 1, 1, 1))

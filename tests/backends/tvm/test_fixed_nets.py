@@ -185,6 +185,49 @@ def test_numbers_beyond_all_limits():
         assert np.array_equal(binary.run([x.numpy()])[0], program.module(x).numpy())
 
 
+def check_lines(module, calibration, options, x):
+    """Compare every bit of the outputs of a network of linear maps."""
+    program = captured(module, calibration.shape[1:])
+    text = f"fixed-point{{{options}}}"
+    program = shohin.optimize(program, text, calibration=[(calibration,)], drift=False).program
+    binary = compile_program(program, CpuTarget(tune="off"), len(x))
+    with torch.no_grad():
+        assert np.array_equal(binary.run([x.numpy()])[0], program.module(x).numpy())
+
+
+@pytest.mark.parametrize("options", ["weights=4 data=4", "weights=8", "data=16"])
+def test_outputs_of_scales_far_apart(options):
+    module = net(lambda s, x: s.a(x), a=nn.Linear(4, 3))
+    with torch.no_grad():
+        module.a.weight[0] *= 1e-7
+        module.a.bias[0] *= 1e-7
+    x = torch.randn(16, 4, generator=torch.Generator().manual_seed(1))
+    check_lines(module, x, f"by_channel=true {options}", x)
+
+
+def test_sums_far_beyond_their_result():
+    """Weights of inputs that calibration never saw make sums overflow when they are moved left."""
+    module = net(lambda s, x: s.b(torch.relu(s.a(x))), a=nn.Linear(64, 16), b=nn.Linear(16, 3))
+    with torch.no_grad():
+        module.a.weight[:, 32:] *= 3e5
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(1))
+    calibration = x.clone()
+    calibration[:, 32:] = 0
+    check_lines(module, calibration, "by_channel=true", x)
+    check_lines(module, calibration, "by_channel=false", x)
+
+
+def test_sums_over_examples_are_left_to_floats():
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y * y[:1] + self.a(self.q))
+
+    module = net(forward, a=nn.Linear(6, 4), b=nn.Linear(4, 3))
+    module.q = nn.Parameter(torch.randn(1, 6, generator=torch.Generator().manual_seed(3)))
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+    check_lines(module, x, "weights=8", x)
+
+
 class RandomNet(nn.Module):
     """Random convolutions, shortcuts, pooling and a head."""
 
