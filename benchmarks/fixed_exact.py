@@ -55,7 +55,7 @@ def _measure(name: str, count: int) -> list[dict[str, Any]]:
             if problem or not number:
                 print(f"{name}: {arch} is left out, {problem or 'emulation would take too long'}")
                 continue
-            binary = shohin.compile(program, f"cpu{{arch={arch} threads=2 tune=off}}")
+            binary = shohin.compile(program, f"cpu{{arch={arch} threads=1 tune=off}}")
             found = np.concatenate([np.array(binary(image[None])) for image in images[:number]])
         rows.append(_row(name, arch, wanted[:number], found))
     for target in ARM if few and shutil.which("qemu-aarch64") else ():

@@ -7,10 +7,10 @@ from shohin.ir.program import Program, encoding_of
 from shohin.passes.analyses.cost import Cost
 from shohin.passes.base import Context
 from shohin.passes.fixed.calibration import Chosen
-from shohin.passes.fixed.forms import Weighted
+from shohin.passes.fixed.forms import Average, Weighted
 from shohin.passes.fixed.graph import Site
 from shohin.passes.fixed.job import Fixed
-from shohin.passes.fixed.sums import SUM_BITS, weighted_sums
+from shohin.passes.fixed.sums import SUM_BITS, largest_window, weighted_sums
 from shohin.passes.patterns import argument, weight_name
 
 
@@ -27,6 +27,8 @@ def remark(fixed: Fixed, before: Cost, after: Program, context: Context) -> None
         _remark_map(site, found, context)
         if isinstance(site.form, Weighted):
             _remark_layer(site, before, after, context)
+        if isinstance(site.form, Average):
+            _remark_sums(site, largest_window(site), context)
 
 
 def _remark_map(site: Site, found: Chosen, context: Context) -> None:
@@ -67,6 +69,10 @@ def _remark_layer(
         after=replace(spent.for_remark(), stored_bytes=spent.stored_bytes + spared),
         figures={"weight_fractions": [*fractions], "largest_sum": largest},
     )
+    _remark_sums(site, largest, context)
+
+
+def _remark_sums(site: Site, largest: float, context: Context) -> None:
     if largest >= 2 ** (SUM_BITS - 1):
         bits = int(largest).bit_length() + 1
         context.noted("wide-sums", f"{site.source}: sums need {bits} bits, so they have 64")

@@ -93,6 +93,12 @@ def weighted_sums(node: fx.Node) -> Tensor:
     return largest_sums(whole, values.double() * radix, data.bits)
 
 
+def largest_window(site: Site) -> float:
+    """The largest sum of integers of a window that is averaged."""
+    bits = format_of(argument(site.node, "input")).bits
+    return float(math.prod(argument(site.node, "kernel")) << (bits - 1))
+
+
 def room(site: Site, bits: int) -> int:
     """The largest fractional length with which no result overflows."""
     largest = largest_result(site)

@@ -863,6 +863,21 @@ def test_summands_of_scales_too_far_apart():
         fixed(network(Far, x), batches=[(x,)])
 
 
+def test_averages_beyond_32_bits_are_told():
+    class Large(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(1, 2, 1), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.b(self.a(x).mean((2, 3)))
+
+    x = torch.rand(2, 1, 300, 300, generator=torch.Generator().manual_seed(2))
+    result = fixed(network(Large, x), "fixed-point{data=16}", [(x,)])
+    notes = [one.detail for one in result.report.remarks if one.reason == "wide-sums"]
+    assert "mean: sums need 33 bits, so they have 64" in notes
+
+
 def test_batches_without_examples():
     with pytest.raises(PassError, match="expected at least one example, got none"):
         fixed(network(), batches=[(images()[:0],)])

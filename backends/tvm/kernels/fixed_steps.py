@@ -71,6 +71,10 @@ def _rounded(x: Expr, fraction: int, low: int, high: int, nearest: int, *, lanes
     is_nan = T.And(above == least, below == most)
     kept = T.Select(is_nan, number(0.0, lanes), T.min(above, most))
     rounded = T.nearbyint(kept) if nearest else T.floor(kept)
+    if not nearest and fraction < 0:
+        # The product of a tiny negative number is rounded to zero; the next lower integer is not.
+        zero = number(0.0, lanes)
+        rounded = T.Select(T.And(kept == zero, x < zero), number(-1.0, lanes), rounded)
     return T.cast(rounded, _type("int32", lanes))
 
 

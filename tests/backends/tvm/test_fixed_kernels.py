@@ -84,14 +84,15 @@ def test_layouts(channels, pixels):
     assert np.array_equal(run(back, blocked), x)
 
 
+@pytest.mark.parametrize("fraction", [1, -13])
 @pytest.mark.parametrize("nearest", [0, 1])
-def test_images_are_rounded_on_the_way(nearest):
-    """Ties, limits, infinities and NaN among them."""
+def test_images_are_rounded_on_the_way(nearest, fraction):
+    """Ties, limits, infinities, NaN and numbers next to zero among them."""
     x = (np.random.default_rng(1).standard_normal((1, 3, 40)) * 40).astype(np.float32)
-    x[0, 0, :6] = [0.25, 0.75, np.inf, -np.inf, np.nan, -0.25]
-    steps = (Step("fixed-round", (1, -128, 127, nearest)),)
+    x[0, 0, :8] = [0.25, 0.75, np.inf, -np.inf, np.nan, -0.25, -1e-42, 1e-45]
+    steps = (Step("fixed-round", (fraction, -128, 127, nearest)),)
     found = run(ToBlocked(1, 3, 40, "float32", "int8", steps), x)
-    scaled = np.nan_to_num(x.astype(np.float64) * 2, nan=0.0, posinf=1e9, neginf=-1e9)
+    scaled = np.nan_to_num(x.astype(np.float64) * 2.0**fraction, nan=0.0, posinf=1e9, neginf=-1e9)
     rounded = np.rint(scaled) if nearest else np.floor(scaled)
     expected = np.clip(rounded, -128, 127).astype(np.int8)
     assert np.array_equal(found[0, 0, :, :3].T, expected[0])
