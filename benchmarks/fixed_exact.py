@@ -27,7 +27,7 @@ import avx_vnni
 NETWORKS = {"lenet-5": 1000, "resnet-20": 761, "squeezenet-1.1": 500}
 PROCESSORS = ("x86-64-v4-vnni", "x86-64-v3-vnni", "x86-64-v3", "x86-64-v2")
 ARM = ("arm", "arm{cpu=neoverse-n1}")
-EMULATED_IMAGES = {"lenet-5": 1000, "resnet-20": 200}
+EMULATED_IMAGES = {"lenet-5": 1000, "resnet-20": 100}
 """On how many images emulated processors try a network; others are too large for them."""
 
 
