@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from shohin.ir.program import Program
 from shohin.ir.verifier import verify
 from shohin.passes.base import Context, Pass
 from shohin.passes.remarks import Remark
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 _GOLDENS = Path(__file__).parent / "goldens"
 
