@@ -27,7 +27,8 @@ import avx_vnni
 NETWORKS = {"lenet-5": 1000, "resnet-20": 761, "squeezenet-1.1": 500}
 PROCESSORS = ("x86-64-v4-vnni", "x86-64-v3-vnni", "x86-64-v3", "x86-64-v2")
 ARM = ("arm", "arm{cpu=neoverse-n1}")
-EMULATED_IMAGES = {"lenet-5": 1000, "resnet-20": 100}
+ARM_IMAGES = {"lenet-5": 1000, "resnet-20": 100}
+VNNI_IMAGES = {"lenet-5": 200, "resnet-20": 10}
 """On how many images emulated processors try a network; others are too large for them."""
 
 
@@ -46,10 +47,9 @@ def _measure(name: str, count: int) -> list[dict[str, Any]]:
     program, _ = fixed_program(name, "weights=8 data=8")
     with torch.inference_mode():
         wanted = torch.cat([program.module(part) for part in images.split(50)]).numpy()
-    few = EMULATED_IMAGES.get(name, 0)
     rows = []
     for arch in PROCESSORS:
-        number = few if host_runs(arch) else count
+        number = VNNI_IMAGES.get(name, 0) if host_runs(arch) else count
         with pytest.MonkeyPatch.context() as patch:
             problem = avx_vnni.allow(patch, arch)
             if problem or not number:
@@ -58,6 +58,7 @@ def _measure(name: str, count: int) -> list[dict[str, Any]]:
             binary = shohin.compile(program, f"cpu{{arch={arch} threads=1 tune=off}}")
             found = np.concatenate([np.array(binary(image[None])) for image in images[:number]])
         rows.append(_row(name, arch, wanted[:number], found))
+    few = ARM_IMAGES.get(name, 0)
     for target in ARM if few and shutil.which("qemu-aarch64") else ():
         found = _emulated(program, target, images[:few])
         rows.append(_row(name, target, wanted[:few], found))
