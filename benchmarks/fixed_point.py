@@ -24,10 +24,11 @@ def main() -> None:
     parser.add_argument("--networks", default=",".join(fixed_speed.NETWORKS), help="of speed")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of measuring a row")
+    parser.add_argument("--resume", action="store_true", help="keep rows that accuracy has")
     options = parser.parse_args()
     torch.set_num_threads(2)
     if options.part == "accuracy":
-        fixed_accuracy.measure_accuracy()
+        fixed_accuracy.measure_accuracy(resume=options.resume)
     elif options.part == "speed":
         names = tuple(options.networks.split(","))
         fixed_speed.measure_speed(names, options.rounds, options.budget)

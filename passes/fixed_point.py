@@ -81,6 +81,9 @@ class ToFixedPoint(Pass):
             cancel out (Nagel et al. 2019, section 4.1).
         correct_bias: let biases make up for what the results of a layer lack on the mean of the
             calibration data (section 4.2).
+        error: what is least for the format of a feature map, the sum of ``absolute`` errors, as
+            published, or of ``squared`` ones, which saturates fewer of the large numbers. Of
+            ``static`` formats always the former.
         retrain: train the rounded network through the training function, with straight-through
             estimators and the formats fixed: ``auto`` where there is one, ``all`` insists on it.
         bits: ``auto`` gives the weights of every layer as few bits, up to those of the options
@@ -106,6 +109,7 @@ class ToFixedPoint(Pass):
     by_channel: bool = False
     equalise: bool = False
     correct_bias: bool = False
+    error: Literal["absolute", "squared"] = "absolute"
     retrain: Literal["none", "auto", "all"] = "none"
     bits: Literal["given", "auto"] = "given"
     max_drop: float = 0.5
@@ -179,6 +183,7 @@ class ToFixedPoint(Pass):
             static=self.strategy == "static",
             by_channel=self.by_channel,
             correct_bias=self.correct_bias,
+            squared=self.error == "squared",
             context=context,
         )
 

@@ -143,6 +143,7 @@ class Calibration:
         prepare: rounds the weights of a site's layer; called before its results are looked at.
         correct: is told what the results of a site's layer lack on the mean, `[outputs]`, before
             their format is chosen; None where nobody wants to know.
+        squared: whether formats are those of the least squared errors, not of absolute ones.
         common: one fractional length for all maps of so many bits, by width; empty for one each.
     """
 
@@ -154,6 +155,7 @@ class Calibration:
     prepare: Callable[[Site], None]
     progress: Callable[[int, int, str], None]
     correct: Callable[[Site, Tensor], None] | None = None
+    squared: bool = False
     common: Mapping[int, int] = field(default_factory=dict)
     spreads: Mapping[str, Spread] = field(default_factory=dict)
 
@@ -186,13 +188,13 @@ class Calibration:
             wide = ActivationFormat(WIDE, min(natural, room(site, WIDE)))
             return Chosen(wide, 0.0, largest)
         tried = [self.common[bits]] if self.common else candidates(largest, bits, natural)
-        errors = torch.zeros(len(tried), dtype=torch.float64)
+        errors = torch.zeros(2, len(tried), dtype=torch.float64)
         for index, batch in enumerate(self.batches):
             wanted, raw = self._compare(site, index, batch, fixed, original)
             errors += data_errors(wanted, raw, bits, tried, self.rounding)
-        best = int(errors.argmin())
+        best = int(errors[int(self.squared)].argmin())
         size = self.spreads[site.source].size
-        share = float(errors[best]) / size if size else 0.0
+        share = float(errors[0, best]) / size if size else 0.0
         return Chosen(ActivationFormat(bits, tried[best]), share, largest)
 
     def _compare(

@@ -70,5 +70,6 @@ class _Errors(fx.Interpreter):
         value = super().run_node(n)
         if n.name in self.errors and isinstance(value, Tensor):
             seen = value.relu() if self._rectified[n.name] else value
-            self.errors[n.name] += data_errors(seen, seen, self._bits, self._tried, self._rounding)
+            found = data_errors(seen, seen, self._bits, self._tried, self._rounding)
+            self.errors[n.name] += found[0]
         return value

@@ -93,7 +93,7 @@ def _largest(values: Tensor) -> float:
 def data_errors(
     wanted: Tensor, found: Tensor, bits: int, fractions: Sequence[int], rounding: Rounding
 ) -> Tensor:
-    """Absolute errors of a feature map, float64, one for each fractional length.
+    """Sums of the absolute and of the squared errors of a feature map.
 
     Args:
         wanted: numbers of the float network.
@@ -101,6 +101,10 @@ def data_errors(
         bits: width of the integers.
         fractions: fractional lengths.
         rounding: how to round.
+
+    Returns:
+        float64 `[2, fractions]`.
     """
-    errors = [(wanted - quantize(found, bits, one, rounding)).abs().sum() for one in fractions]
-    return torch.stack([one.double() for one in errors])
+    errors = [wanted - quantize(found, bits, one, rounding) for one in fractions]
+    sums = [(one.abs().sum().double(), one.square().sum().double()) for one in errors]
+    return torch.tensor(sums, dtype=torch.float64).T

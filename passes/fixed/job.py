@@ -51,6 +51,7 @@ class Job:
         static: whether one radix serves all weights, and one all feature maps.
         by_channel: whether each output of a weight has a radix of its own.
         correct_bias: whether biases make up for mean errors.
+        squared: whether formats of feature maps are those of the least squared errors.
         context: of the pass.
     """
 
@@ -64,6 +65,7 @@ class Job:
     static: bool
     by_channel: bool
     correct_bias: bool
+    squared: bool
     context: Context
 
     def fix(self, widths: Mapping[str, int], context: Context) -> Fixed | None:
@@ -98,6 +100,7 @@ class Job:
             prepare=rounder.prepare,
             progress=context.progress,
             correct=rounder.correct if self.correct_bias else None,
+            squared=self.squared,
         )
         if self.static:
             calibration.common = common_data_fractions(calibration)

@@ -93,12 +93,15 @@ def test_a_layer_by_hand(rounding):
             assert output == max(-128, min(127, whole)) * 2.0 ** -made["fraction"]
 
 
-def test_data_fractions_are_the_best_there_are():
+@pytest.mark.parametrize(("error", "power"), [("absolute", 1), ("squared", 2)])
+def test_data_fractions_are_the_best_there_are(error, power):
     """Of the first feature map, by trying all of them."""
     program, x = network(), images()
-    found = fixed(program).program
+    x[0, 0, 0, 0] = 6.5  # Worth saturating, if its error is not squared.
+    found = fixed(program, f"fixed-point{{error={error}}}", [(x,)]).program
     (entry,) = nodes_of(found, fixed_quantize)[:1]
-    errors = {f: float((x - quantize(x, 8, f)).abs().sum()) for f in range(-4, 12)}
+    errors = {f: float((x - quantize(x, 8, f)).abs().pow(power).sum()) for f in range(-4, 12)}
+    assert entry.kwargs["fraction"] == {1: 5, 2: 4}[power]
     assert errors[entry.kwargs["fraction"]] == min(errors.values())
     first = nodes_of(found, fixed_conv2d)[0]
     values = quantize(x, 8, entry.kwargs["fraction"])
@@ -106,7 +109,8 @@ def test_data_fractions_are_the_best_there_are():
     exact = functional.conv2d(values.double(), *(t.double() for t in stem.values()), padding=1)
     real = {name: tensor_of(program.module, f"stem.{name}").detach() for name in stem}
     wanted = functional.conv2d(x, *real.values(), padding=1).relu()
-    errors = {f: float((wanted - quantize(exact.relu(), 8, f)).abs().sum()) for f in range(12)}
+    lacks = {f: wanted - quantize(exact.relu(), 8, f) for f in range(12)}
+    errors = {f: float(lack.abs().pow(power).sum()) for f, lack in lacks.items()}
     assert errors[first.kwargs["fraction"]] == min(errors.values())
 
 
