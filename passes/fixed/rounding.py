@@ -121,7 +121,10 @@ class Rounder:
             return [FRACTIONS[-1]] * outputs
         data = format_of(argument(site.node, "input")).fraction
         biases = tensor_of(self.graph.program.module, name).detach().double().abs()
-        return [fitting_fraction(one, _FITTING_BIAS_BITS) - data for one in biases.tolist()]
+        return [
+            fitting_fraction(one, _FITTING_BIAS_BITS) - data if one else FRACTIONS[-1]
+            for one in biases.tolist()
+        ]
 
     def _choose(self, name: str, bits: int, most: Sequence[int]) -> WeightFormat:
         program = self.graph.program

@@ -439,6 +439,19 @@ def test_summands_of_scales_too_far_apart():
         fixed(network(Far, x), batches=[(x,)])
 
 
+@pytest.mark.parametrize("by_channel", ["true", "false"])
+def test_tiny_weights_without_a_bias_to_speak_of_are_kept(by_channel):
+    x = torch.randn(16, 6, generator=torch.Generator().manual_seed(2))
+    module = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        module[0].weight.mul_(1e-10)
+        module[0].bias.zero_()
+    result = fixed(network(lambda: module, x), f"fixed-point{{by_channel={by_channel}}}", [(x,)])
+    weight = tensor_of(result.program.module, "0.weight")
+    # Half a step of 8 bits, of the largest at least half of the range.
+    assert torch.allclose(weight, module[0].weight, rtol=0, atol=1e-10 * 2**-7)
+
+
 def test_averages_beyond_32_bits_are_told():
     class Large(nn.Module):
         def __init__(self):
