@@ -31,6 +31,7 @@ Batch: TypeAlias = tuple[Tensor, ...]
 Evaluate: TypeAlias = Callable[[nn.Module], float]
 Train: TypeAlias = Callable[[nn.Module], None]
 Measure: TypeAlias = Callable[[Program, str], float]
+Profile: TypeAlias = Callable[[Program, str], Mapping[str, float]]
 Progress: TypeAlias = Callable[[int, int, str], None]
 SiteFilter: TypeAlias = Callable[[str], bool]
 
@@ -56,6 +57,7 @@ class Context:
         site_filter: says by name which sites may be changed; None allows all.
         measure: milliseconds that a program takes at batch 1 once it is compiled for a target,
             given as text, or None.
+        profile: the same by the module that each step comes from, or None.
         resume: whether to go on from what an interrupted run left in `workdir`.
     """
 
@@ -70,6 +72,7 @@ class Context:
     pass_name: str = ""
     site_filter: SiteFilter | None = None
     measure: Measure | None = None
+    profile: Profile | None = None
     resume: bool = False
 
     def allows(self, site: str) -> bool:

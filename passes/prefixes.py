@@ -1,7 +1,7 @@
 """Values inside of a network, layer after layer, without running it from its inputs each time."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,20 @@ class Prefixes:
         self._dying = _dying(self._nodes)
         self._limit = limit
         self._held: dict[int, _Held] = {}
+
+    def refresh(self) -> None:
+        """Notice that nodes were replaced, all of them after what is held.
+
+        The node that was asked for last may be among them, and what stands for it goes on from its
+        input.
+        """
+        before = self._nodes
+        self._nodes = list(self._module.graph.nodes)
+        self._dying = _dying(self._nodes)
+        places = [at for at, node in enumerate(self._nodes) if _is_computed(node)]
+        for index, held in self._held.items():
+            done = sum(_is_computed(node) for node in before[: held.position])
+            self._held[index] = replace(held, position=places[done])
 
     def evaluate(
         self, index: int, batch: Batch, position: int, *, hold: bool = True
@@ -93,7 +107,7 @@ class Prefixes:
         environment.update(held.values if held else {})
         with torch.no_grad():
             for node in self._nodes[held.position if held else 0 : position]:
-                if node.op not in ("placeholder", "get_attr"):
+                if _is_computed(node):
                     environment[node] = interpreter.run_node(node)
                 for dead in self._dying.get(node, ()):
                     del environment[dead]
@@ -107,11 +121,7 @@ class Prefixes:
         return dict(zip(self._module.graph.find_nodes(op="placeholder"), batch, strict=True))
 
     def _hold(self, index: int, position: int, environment: Mapping[fx.Node, Any]) -> None:
-        computed = {
-            node: value
-            for node, value in environment.items()
-            if node.op not in ("placeholder", "get_attr")
-        }
+        computed = {node: value for node, value in environment.items() if _is_computed(node)}
         before = self._held.pop(index, None)
         fresh = _Held(position, computed, _bytes(computed))
         others = sum(one.bytes for one in self._held.values())
@@ -121,6 +131,10 @@ class Prefixes:
             self._held[index] = before
 
 
+def _is_computed(node: fx.Node) -> bool:
+    return node.op not in ("placeholder", "get_attr")
+
+
 def _dying(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
     """By node, the computed values that nothing after it reads."""
     last: dict[fx.Node, fx.Node] = {}
@@ -128,7 +142,7 @@ def _dying(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
         last |= dict.fromkeys(node.all_input_nodes, node)
     dying: dict[fx.Node, list[fx.Node]] = {}
     for value, reader in last.items():
-        if value.op not in ("placeholder", "get_attr"):
+        if _is_computed(value):
             dying.setdefault(reader, []).append(value)
     return dying
 

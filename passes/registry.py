@@ -28,6 +28,7 @@ _BUILT_IN: Mapping[str, str] = MappingProxyType(
         "fold-constants": "shohin.passes.fold_constants:FoldConstants",
         "fold-bn": "shohin.passes.fold_bn:FoldBatchNorm",
         "eliminate-dead": "shohin.passes.eliminate_dead:EliminateDead",
+        "low-rank": "shohin.passes.low_rank:LowRank",
         "prune": "shohin.passes.prune:Prune",
         "remove-dead": "shohin.passes.remove_dead:RemoveDead",
         "share-weights": "shohin.passes.share_weights:ShareWeights",

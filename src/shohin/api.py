@@ -15,7 +15,7 @@ from shohin.errors import SpecError, near_name_hint
 from shohin.ir.program import Program
 from shohin.ir.serialise import load_program, save_program
 from shohin.layers import layers_of, totals_of
-from shohin.milliseconds import milliseconds
+from shohin.milliseconds import milliseconds, milliseconds_by_module
 from shohin.passes.analyses.sensitivity import DENSITIES, Sensitivity, measure_sensitivity
 from shohin.passes.base import Context, Evaluate, Pass, Train
 from shohin.passes.instruments.base import Instrument
@@ -109,7 +109,16 @@ def optimize(
         raise SpecError("resume", "there is nothing to resume from", "give a workdir")
     batches = Batches(calibration, program.inputs)
     folder = Path(workdir) if workdir is not None else None
-    context = Context(batches, evaluate, train, seed, folder, measure=milliseconds, resume=resume)
+    context = Context(
+        batches,
+        evaluate,
+        train,
+        seed,
+        folder,
+        measure=milliseconds,
+        profile=milliseconds_by_module,
+        resume=resume,
+    )
     observed = _Observed(Timing(), _drift(batches, program) if drift else None)
     instruments: list[Instrument | None] = [
         observed.timing,

@@ -151,7 +151,7 @@ class Conv2d(Kernel):
         filter_tile = T.floordiv(item, self.row_groups * self.batch)
         image = T.floormod(T.floordiv(item, self.row_groups), self.batch)
         group = T.floormod(item, self.row_groups)
-        emitter = _RowEmitter(self, filter_tile, image, buffers)
+        emitter = RowEmitter(self, filter_tile, image, buffers)
         if not self.tile.input_blocks:
             emitter.emit_row(group)
             return
@@ -162,7 +162,7 @@ class Conv2d(Kernel):
             emitter.emit_row(first + row, part, parts)
 
 
-class _RowEmitter:
+class RowEmitter:
     """Emits one output row; holds what its tiles share."""
 
     def __init__(

@@ -7,6 +7,7 @@ from shohin.backends.tvm.lowering import operations as ops
 from shohin.backends.tvm.lowering import place_fixed as pf
 from shohin.backends.tvm.lowering import place_images as pi
 from shohin.backends.tvm.lowering import place_matrices as pm
+from shohin.backends.tvm.lowering import place_pairs as pp
 from shohin.backends.tvm.lowering import place_regions as pr
 from shohin.backends.tvm.lowering.calls import Plan
 from shohin.backends.tvm.lowering.fixed import select_fixed
@@ -24,6 +25,7 @@ HANDLERS = {**images.HANDLERS, **elementwise.HANDLERS, **layers.HANDLERS}
 
 PLACERS: dict[type[Operation], Placer] = {
     ops.Convolution: pi.place_convolution,
+    ops.ConvolutionPair: pp.place_pair,
     ops.Pooling: pi.place_pooling,
     ops.GlobalAveragePooling: pi.place_global_average,
     ops.Concatenation: pi.place_concatenation,
@@ -52,7 +54,7 @@ def select(program: Program, batch: int) -> Operations:
         UnsupportedError: listing every node that nothing can compile.
     """
     selector = Selector(program, batch, HANDLERS, select_fixed, PASSING)
-    operations = fuse(selector.select())
+    operations = pp.pair_convolutions(fuse(selector.select()))
     pr.refuse_unsupported([op for op in operations.operations if isinstance(op, Region)])
     return operations
 

@@ -114,6 +114,24 @@ class Convolution(Operation):
 
 
 @dataclass(eq=False)
+class ConvolutionPair(Operation):
+    """A convolution and the 1 x 1 convolution that alone reads it. Steps are those of the second.
+
+    Attributes:
+        first: without steps.
+        second: its steps are the pair's.
+    """
+
+    first: Convolution
+    second: Convolution
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The image that the first reads."""
+        return [self.first.x]
+
+
+@dataclass(eq=False)
 class Linear(Operation):
     """Fully connected layer on the last axis.
 

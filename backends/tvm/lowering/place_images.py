@@ -14,6 +14,7 @@ from shohin.backends.tvm.kernels.plane_pool import PlanePool, pools_in_planes
 from shohin.backends.tvm.kernels.pool import GlobalAverage, Pool2d
 from shohin.backends.tvm.kernels.window import Concat, Window
 from shohin.backends.tvm.lowering.groups import merge_groups
+from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import (
     Array,
     Concatenation,
@@ -45,40 +46,56 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
     if op.groups == channels == filters and channels > 1:
         _place_depthwise(planner, op)
         return
+    kernel = dense_kernel(planner, op)
+    kernel = planner.choose(kernel, timed=op.may_be_sparse)
+    if op.may_be_sparse and place_sparse_convolution(planner, op, kernel):
+        return
+    arguments = [
+        image_place(planner, op, kernel),
+        *weight_places(planner, op, kernel),
+        *planner.operands(op, blocked=True, width=kernel.filters),
+        planner.define_blocked(op.output),
+    ]
+    planner.call(kernel, arguments, op.label, macs_of(op))
+
+
+def dense_kernel(planner: Planner, op: Convolution) -> Conv2d:
+    """The kernel of a convolution that is not depthwise, in any tile."""
+    channels, filters = op.x.shape[1], op.output.shape[1]
     weight, groups = merge_groups(numpy_of(op.weight), op.groups, channels)
     plain = groups == 1 and channels <= _PLAIN_CHANNELS and planner.has_plain(op.x)
     padded_filters = blocks(filters) * LANES
     size, positions = _fold_pixels(planner, op, weight)
-    kernel = planner.choose(
-        Conv2d(
-            batch=op.x.shape[0],
-            channels=channels if plain else blocks(channels) * LANES,
-            filters=padded_filters,
-            geometry=replace(geometry_of(op), size=size),
-            groups=groups,
-            plain_input=plain,
-            tile=choose_tile(
-                positions, padded_filters // LANES // groups, planner.target.registers()
-            ),
-            output_blocks=planner.image_blocks(op.output),
-            last_channels=0 if plain or groups > 1 else channels % LANES,
-            steps=kernel_steps(op),
-        ),
-        timed=op.may_be_sparse,
+    return Conv2d(
+        batch=op.x.shape[0],
+        channels=channels if plain else blocks(channels) * LANES,
+        filters=padded_filters,
+        geometry=replace(geometry_of(op), size=size),
+        groups=groups,
+        plain_input=plain,
+        tile=choose_tile(positions, padded_filters // LANES // groups, planner.target.registers()),
+        output_blocks=planner.image_blocks(op.output),
+        last_channels=0 if plain or groups > 1 else channels % LANES,
+        steps=kernel_steps(op),
     )
-    if op.may_be_sparse and place_sparse_convolution(planner, op, kernel):
-        return
-    arguments = [
-        planner.plain(op.x) if plain else planner.blocked(op.x),
+
+
+def image_place(planner: Planner, op: Convolution, kernel: Conv2d) -> Placement:
+    """The image in the layout that a kernel reads."""
+    return planner.plain(op.x) if kernel.plain_input else planner.blocked(op.x)
+
+
+def weight_places(planner: Planner, op: Convolution, kernel: Conv2d) -> list[Placement]:
+    """Packed weights, and biases."""
+    weight, _ = merge_groups(numpy_of(op.weight), op.groups, op.x.shape[1])
+    return [
         planner.constant(lambda: _pack_filters(weight, kernel)),
-        planner.constant(lambda: bias_numbers(op, padded_filters)),
-        *planner.operands(op, blocked=True, width=padded_filters),
-        planner.define_blocked(op.output),
+        planner.constant(lambda: bias_numbers(op, kernel.filters)),
     ]
-    planner.call(kernel, arguments, op.label, _macs(op))
 
 
-def _macs(op: Convolution) -> int:
+def macs_of(op: Convolution) -> int:
+    """Multiply-accumulates of a convolution."""
     return op.output.elements * math.prod(op.weight.shape[1:])
 
 
@@ -138,7 +155,7 @@ def _place_depthwise(planner: Planner, op: Convolution) -> None:
         *planner.operands(op, blocked=True, width=channels),
         planner.define_blocked(op.output),
     ]
-    planner.call(kernel, arguments, op.label, _macs(op))
+    planner.call(kernel, arguments, op.label, macs_of(op))
 
 
 def place_pooling(planner: Planner, op: Pooling) -> None:

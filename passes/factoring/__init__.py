@@ -1,0 +1,1 @@
+"""Parts of the pass ``low-rank``: layers as products of smaller ones."""

@@ -1,0 +1,131 @@
+"""A layer as a chain of smaller ones: what shapes there are, what they cost, what they compute.
+
+A convolution `W` of `d` filters over `c` channels and ``h x w`` taps becomes
+
+- ``channel``: ``h x w`` with `r` filters, then ``1 x 1`` with `d` (Zhang et al., arXiv 1505.06798,
+  section 2.1);
+- ``spatial``: ``h x 1`` with `s` filters, then ``1 x w`` with `d` (Jaderberg et al., arXiv
+  1405.3866, scheme 2);
+- ``3d``: ``h x 1`` with `s`, ``1 x w`` with `r`, ``1 x 1`` with `d` (Zhang et al., section 2.5).
+
+A linear map becomes two linear maps.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+Scheme: TypeAlias = Literal["channel", "spatial", "3d"]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How wide a chain is.
+
+    Attributes:
+        channel: filters before the ``1 x 1``; None for no such step.
+        spatial: filters of the ``h x 1``; None for no such step.
+    """
+
+    channel: int | None = None
+    spatial: int | None = None
+
+    @property
+    def split(self) -> bool:
+        """Whether this is a chain at all, rather than the layer itself."""
+        return self.channel is not None or self.spatial is not None
+
+    def text(self) -> str:
+        """``rank 48``, ``spatial rank 24`` or both."""
+        parts = []
+        if self.spatial is not None:
+            parts.append(f"spatial rank {self.spatial}")
+        if self.channel is not None:
+            parts.append(f"rank {self.channel}")
+        return ", ".join(parts) or "as it was"
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """Sizes of a layer, of which its costs follow.
+
+    Attributes:
+        outputs: filters, or outputs of a linear map.
+        inputs: channels, or inputs of a linear map.
+        kernel: height and width of a filter; (1, 1) for a linear map.
+        positions: output positions at batch 1.
+        columns_before: positions of the ``h x 1`` convolution, which has the output's rows and the
+            input's columns.
+    """
+
+    outputs: int
+    inputs: int
+    kernel: tuple[int, int]
+    positions: int
+    columns_before: int
+
+    @property
+    def is_spatial(self) -> bool:
+        """Whether it can be split in height and width."""
+        return min(self.kernel) > 1
+
+    def weights(self, ranks: Ranks) -> int:
+        """Elements of the weights of a chain, biases left out."""
+        return sum(count for count, _ in self._parts(ranks))
+
+    def macs(self, ranks: Ranks) -> int:
+        """Multiply-accumulates of a chain."""
+        return sum(count * positions for count, positions in self._parts(ranks))
+
+    def _parts(self, ranks: Ranks) -> list[tuple[int, int]]:
+        """Weights and positions of each convolution of a chain."""
+        height, width = self.kernel
+        taps, inputs, parts = height * width, self.inputs, []
+        if ranks.spatial is not None:
+            parts.append((ranks.spatial * inputs * height, self.columns_before))
+            taps, inputs = width, ranks.spatial
+        if ranks.channel is not None:
+            parts.append((ranks.channel * inputs * taps, self.positions))
+            taps, inputs = 1, ranks.channel
+        return [*parts, (self.outputs * inputs * taps, self.positions)]
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """The weights of a chain, in the order in which they run.
+
+    Attributes:
+        weights: each `[outputs, inputs, height, width]`, or `[outputs, inputs]` of a linear map.
+        bias: of the last, `[outputs]`; None where there is none.
+        takes: of each weight, whether it has the layer's rows of taps, and its columns.
+    """
+
+    weights: tuple[Tensor, ...]
+    bias: Tensor | None
+    takes: tuple[tuple[bool, bool], ...]
+
+    def merged(self) -> Tensor:
+        """The weight of the one layer that computes the same."""
+        first, *others = self.weights
+        if first.dim() == 2:
+            return others[0] @ first if others else first
+        merged = first
+        for weight in others:
+            # Taps of the later filters lie where the earlier ones have one: 1 x w after h x 1.
+            product = torch.einsum("ocab,cihw->oiahbw", weight, merged)
+            merged = product.flatten(4, 5).flatten(2, 3)
+        return merged
+
+
+def vertical_matrix(weight: Tensor) -> Tensor:
+    """A weight `[n, c, h, w]` as the matrix `[c * h, w * n]` whose rank is that of ``h x 1``."""
+    outputs, inputs, height, width = weight.shape
+    return weight.permute(1, 2, 3, 0).reshape(inputs * height, width * outputs)
+
+
+def horizontal_weight(matrix: Tensor, width: int) -> Tensor:
+    """A matrix `[s, w * n]` as the weight `[n, s, 1, w]` of a ``1 x w`` convolution."""
+    rank = matrix.shape[0]
+    return matrix.reshape(rank, width, -1).permute(2, 0, 1).unsqueeze(2)

@@ -1,0 +1,135 @@
+"""Drawings of how layers were split, by matplotlib where that is installed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shohin.errors import SpecError
+from shohin.ir.files import atomic_path
+from shohin.passes.analyses.figures import check_figure
+from shohin.passes.factoring.energies import Energies
+from shohin.passes.factoring.factors import Ranks
+from shohin.passes.factoring.layers import Layer
+
+ENERGY, RANKS, ERRORS = "energy.png", "ranks.png", "errors.png"
+
+
+def check_folder(folder: str) -> None:
+    """Refuse a folder that nothing can be drawn into, before anything is computed.
+
+    Raises:
+        SpecError: when matplotlib is not installed, or the path is none of a folder.
+    """
+    check_figure(Path(folder) / ENERGY)
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise SpecError("low-rank figures", f"expected a folder, got the file '{folder}'")
+
+
+def draw_all(
+    folder: str,
+    layers: Sequence[Layer],
+    energies: Mapping[str, Energies],
+    chosen: Mapping[str, Ranks],
+    errors: Mapping[str, float],
+) -> None:
+    """Draw energies by rank, what is lost by rank, and errors over the depth of the network.
+
+    Args:
+        folder: made where it is missing.
+        layers: in data-flow order.
+        energies: of each layer, by name.
+        chosen: ranks, by name.
+        errors: squared errors of the layers that were fitted, over the squares of the responses.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    _draw_energy(Path(folder) / ENERGY, layers, energies, chosen)
+    _draw_ranks(Path(folder) / RANKS, layers, energies, chosen)
+    named = {layer.name: errors[layer.name] for layer in layers if layer.name in errors}
+    draw_errors(Path(folder) / ERRORS, {"this network": named})
+
+
+def draw_errors(path: Path, errors: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw relative squared errors over the depth of networks.
+
+    Args:
+        path: a file that matplotlib can write.
+        errors: by network, and by layer in data-flow order.
+    """
+    axes, save = _figure(path)
+    names = [*dict.fromkeys(name for line in errors.values() for name in line)]
+    for label, line in errors.items():
+        places = [names.index(name) for name in line]
+        axes.plot(places, [100 * error for error in line.values()], marker="o", label=label)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
+    axes.set_ylabel("squared error over squared responses (%)")
+    axes.set_ylim(bottom=0)
+    if len(errors) > 1:
+        axes.legend()
+    save()
+
+
+def _draw_energy(
+    path: Path,
+    layers: Sequence[Layer],
+    energies: Mapping[str, Energies],
+    chosen: Mapping[str, Ranks],
+) -> None:
+    """Share of the energy that the first components have, with the rank that was chosen."""
+    axes, save = _figure(path)
+    for layer in layers:
+        kept = energies[layer.name].channel
+        shares = [100 * (index + 1) / len(kept) for index in range(len(kept))]
+        (line,) = axes.plot(shares, 100 * kept, linewidth=1.2, label=layer.name)
+        rank = chosen[layer.name].channel
+        if rank is not None:
+            point = [shares[rank - 1]], [100 * float(kept[rank - 1])]
+            axes.plot(*point, marker="o", color=line.get_color())
+    axes.set_xlabel("components kept (% of the filters)")
+    axes.set_ylabel("energy of the responses (%)")
+    _legend(axes, layers)
+    save()
+
+
+def _draw_ranks(
+    path: Path,
+    layers: Sequence[Layer],
+    energies: Mapping[str, Energies],
+    chosen: Mapping[str, Ranks],
+) -> None:
+    """What a rank loses of the energy."""
+    axes, save = _figure(path)
+    for layer in layers:
+        lost = 100 * (1 - energies[layer.name].channel)
+        ranks = range(1, len(lost) + 1)
+        (line,) = axes.plot(ranks, lost.clamp_min(1e-4), linewidth=1.2, label=layer.name)
+        rank = chosen[layer.name].channel
+        if rank is not None:
+            point = [rank], [max(1e-4, float(lost[rank - 1]))]
+            axes.plot(*point, marker="o", color=line.get_color())
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("rank")
+    axes.set_ylabel("energy lost (%)")
+    _legend(axes, layers)
+    save()
+
+
+def _legend(axes: Any, layers: Sequence[Layer]) -> None:
+    if layers:
+        axes.legend(fontsize=7, ncols=2 if len(layers) > 12 else 1)
+
+
+def _figure(path: Path) -> tuple[Any, Any]:
+    """Axes to draw on, and what saves them."""
+    from matplotlib.figure import Figure
+
+    # Not through pyplot, which keeps figures and settings of the whole process.
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.grid(alpha=0.3)
+
+    def save() -> None:
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=130)
+
+    return axes, save

@@ -1,0 +1,181 @@
+"""Which layers can be split, what follows them, and what they cost."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from shohin.ir.encodings import Dense
+from shohin.ir.program import Program, readers
+from shohin.passes.analyses.operators import WEIGHTED, WeightedOperation
+from shohin.passes.analyses.shapes import Shapes
+from shohin.passes.base import Context
+from shohin.passes.factoring.factors import LayerShape
+from shohin.passes.patterns import weight_name
+from shohin.passes.pruning.candidates import Candidate, is_excluded, obstacle
+from shohin.passes.pruning.unfolding import Unfolding, can_unfold, unfolding_of
+from shohin.passes.remarks import Reason
+
+_RELU = frozenset({torch.ops.aten.relu.default, torch.ops.aten.relu_.default})
+_SHAPE_ONLY = frozenset(
+    {
+        *(torch.ops.aten.view.default, torch.ops.aten.reshape.default),
+        *(torch.ops.aten.flatten.using_ints, torch.ops.aten.dropout.default),
+    }
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A convolution or linear map that may be split.
+
+    Attributes:
+        candidate: its weight.
+        operation: the node that reads it, its parts named.
+        unfolding: how its input becomes columns.
+        shape: its sizes.
+        rectified: whether nothing but ReLUs read its responses.
+        follows: what reads them where that is neither a ReLU nor linear, for people.
+    """
+
+    candidate: Candidate
+    operation: WeightedOperation
+    unfolding: Unfolding
+    shape: LayerShape
+    rectified: bool
+    follows: str = ""
+
+    @property
+    def name(self) -> str:
+        """The weight's name."""
+        return self.candidate.name
+
+    @property
+    def node(self) -> fx.Node:
+        """The node that reads it."""
+        return self.operation.node
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is a linear map."""
+        return self.operation.linear
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, float64."""
+        return self.candidate.weight.detach().double()
+
+    @property
+    def rows(self) -> Tensor:
+        """The weight as a matrix, float64 `[outputs, inputs * height * width]`."""
+        return self.weight.flatten(1)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which layers may be split by the options.
+
+    Attributes:
+        exclude: names of weights, or shell patterns.
+        spatial_only: whether only layers that can be split in height and width are wanted.
+    """
+
+    exclude: Collection[str] = field(default_factory=tuple)
+    spatial_only: bool = False
+
+
+def find_layers(
+    program: Program,
+    candidates: Collection[Candidate],
+    layouts: Shapes,
+    wanted: Wanted,
+    context: Context,
+) -> list[Layer]:
+    """The layers that can be split, in data-flow order, with a remark on each of the others."""
+    found = []
+    for candidate in candidates:
+        if is_excluded(candidate, wanted.exclude, context):
+            continue
+        if not context.allows(candidate.node.name):
+            detail = f"{candidate.name} may not be changed"
+            context.skipped(candidate.node, Reason.EXCLUDED_BY_OPTION, detail)
+            continue
+        reason = _obstacle(program, candidate, wanted)
+        if reason is not None:
+            context.skipped(candidate.node, *reason)
+            continue
+        found.append(_layer(candidate, layouts))
+    order = {node: position for position, node in enumerate(program.graph.nodes)}
+    return sorted(found, key=lambda layer: order[layer.node])
+
+
+def shape_of(operation: WeightedOperation, weight: Tensor, layouts: Shapes) -> LayerShape:
+    """The sizes of a convolution or linear map."""
+    output = layouts.of(operation.node)
+    outputs = weight.shape[0]
+    positions = output.elements // outputs
+    if operation.linear:
+        return LayerShape(outputs, weight.shape[1], (1, 1), positions, positions)
+    before = positions // max(1, output.shape[-1]) * layouts.of(operation.data).shape[-1]
+    kernel = (weight.shape[2], weight.shape[3])
+    return LayerShape(outputs, weight.shape[1], kernel, positions, before)
+
+
+def _layer(candidate: Candidate, layouts: Shapes) -> Layer:
+    operation, weight = candidate.operations[0], candidate.weight
+    users = [*operation.node.users]
+    rectified = bool(users) and all(user.target in _RELU for user in users)
+    return Layer(
+        candidate,
+        operation,
+        unfolding_of(operation, weight),
+        shape_of(operation, weight, layouts),
+        rectified,
+        "" if rectified else _other_readers(operation.node),
+    )
+
+
+def _other_readers(node: fx.Node) -> str:
+    """The operators that read responses, where these are not the output or a linear map's input."""
+    names = set()
+    for user in node.users:
+        if user.target in _SHAPE_ONLY:
+            names |= {_other_readers(user)}
+        elif user.op != "output" and not can_read_linearly(user):
+            names.add(str(user.target).removesuffix(".default"))
+    return ", ".join(sorted(names - {""}))
+
+
+def can_read_linearly(node: fx.Node) -> bool:
+    """Whether a node is a convolution or linear map."""
+    return node.target in WEIGHTED
+
+
+def _obstacle(program: Program, candidate: Candidate, wanted: Wanted) -> tuple[Reason, str] | None:
+    """Why a layer cannot be split, with a sentence about it; None when it can."""
+    name, operation = candidate.name, candidate.operations[0]
+    found = obstacle(program, candidate)
+    if found is not None:
+        return found
+    if name in program.encodings and not isinstance(program.encodings[name], Dense):
+        detail = f"{name} is stored as {program.encodings[name].describe()}"
+        return Reason.ALREADY_ENCODED, detail
+    if len(candidate.operations) > 1:
+        nodes = ", ".join(one.node.name for one in candidate.operations)
+        return Reason.OTHER_USERS, f"{name} is shared by {nodes}"
+    if not can_unfold(operation):
+        detail = f"{name} is read by {operation.node.target}, expected conv2d or linear"
+        return Reason.UNSUPPORTED_OPERATOR, detail
+    if operation.groups > 1:
+        detail = f"{name} has {operation.groups} groups: a dense 1 x 1 after it would cost more"
+        return Reason.NOT_APPLICABLE, detail
+    if operation.bias is not None and weight_name(operation.bias) is None:
+        return Reason.NOT_CONSTANT, f"the bias of {operation.node.name} is computed"
+    if operation.bias is not None:
+        bias = str(operation.bias.target)
+        if len(list(readers(program, bias))) > 1:
+            return Reason.OTHER_USERS, f"{bias} is also read by other nodes"
+    if wanted.spatial_only and (operation.linear or min(candidate.weight.shape[2:]) == 1):
+        return Reason.NOT_APPLICABLE, f"{name} has no height and width to split"
+    return None

@@ -1,0 +1,341 @@
+"""Convolutions and linear maps split into factors of low rank."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+
+from shohin.errors import DivergedError, ShohinWarning, SpecError
+from shohin.ir.program import Fact, Program
+from shohin.ir.training import trainable
+from shohin.passes.analyses.cost import cost
+from shohin.passes.analyses.shapes import shapes
+from shohin.passes.base import Context, Pass, PassResult
+from shohin.passes.factoring.chains import Chains, Made
+from shohin.passes.factoring.energies import Energies, energies_of
+from shohin.passes.factoring.factors import Ranks, Scheme
+from shohin.passes.factoring.latency import LatencyTable
+from shohin.passes.factoring.layers import Layer, Wanted, find_layers
+from shohin.passes.factoring.planning import Budget, Planner
+from shohin.passes.factoring.remarking import remark_layers
+from shohin.passes.factoring.responses import FirstImages, Observed, Sampling, observe
+from shohin.passes.factoring.solvers import Schedule
+from shohin.passes.factoring.splitting import Solver
+from shohin.passes.pruning.candidates import (
+    all_names,
+    check_patterns,
+    find_candidates,
+    value_for_names,
+)
+from shohin.passes.remarks import Reason
+from shohin.passes.training import check_trained, restore, snapshot, trainer_of
+
+_SPEEDUP = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LowRank(Pass):
+    """Split layers into factors of low rank that leave the responses after the ReLU as they are.
+
+    A ``k x k`` convolution becomes a ``k x k`` of fewer filters and a ``1 x 1`` (Zhang et al.,
+    "Accelerating Very Deep Convolutional Networks for Classification and Detection", arXiv
+    1505.06798). Its responses on calibration batches lie near a subspace, and the factors are
+    fitted to them, layer by layer. Linear maps are split alike. Before::
+
+        %conv2d = aten.conv2d(%x, @conv.weight, @conv.bias, padding=[1, 1])
+
+    After, with rank 16::
+
+        %conv2d_default = aten.conv2d(%x, @conv.factors.0.weight, padding=[1, 1])
+        %conv2d_default_1 = aten.conv2d(%conv2d_default, @conv.factors.1.weight,
+                                        @conv.factors.1.bias)
+
+    How much each layer is split follows from a budget for the whole network: the ranks are those
+    that keep most of the energy of the responses, over all layers (section 2.3 of the paper). A
+    layer whose factors are not measured to be faster than it was is left alone, with both times.
+    Which layers these are depends on the machine; ``compare=macs`` does not measure.
+
+    Layers that only ReLUs read are fitted with the ReLU; responses that anything else reads are
+    reproduced as they are. Batch normalisation has to be folded before. Where a training function
+    is given the network is trained afterwards.
+
+    Attributes:
+        speedup: by which to divide the multiply-accumulates of the network; 2 where no budget and
+            no ranks are given.
+        latency: instead, the share of the milliseconds to keep at most, as measured on `target` at
+            batch 1.
+        parameters: instead, the share of the weights of convolutions and linear maps to keep.
+        ranks: ranks by weight name or shell pattern; they are taken as they are, and other layers
+            stay as they were unless a budget is given, too.
+        spatial_ranks: filters of the ``k x 1`` by weight name or shell pattern.
+        exclude: weight names or shell patterns to leave as they are.
+        scheme: ``channel`` splits as above; ``spatial`` into ``k x 1`` and ``1 x k`` (Jaderberg et
+            al., arXiv 1405.3866); ``3d`` into ``k x 1``, ``1 x k`` and ``1 x 1``, and layers
+            without height and width as ``channel`` does.
+        solver: ``linear`` keeps the principal components of the responses, ``nonlinear`` fits them
+            after the ReLU, ``asymmetric`` fits those of the original network for the inputs that
+            the layers before it, already split, leave. ``weights`` needs no calibration batches and
+            truncates singular values of the weights.
+        selection: ``energy`` as above; ``uniform`` splits all layers alike.
+        multiple: of what ranks are chosen as multiples; 16 fill the vectors of the kernels.
+        images: most examples of the calibration batches to read.
+        positions: responses of each example that are looked at in a layer, at random positions.
+        penalties: of the alternating solver, what errors of the relaxed responses count in each
+            stage (lambda in the paper).
+        iterations: iterations of each stage.
+        compare: ``time`` measures what is split on `target`; ``macs`` believes the counts.
+        target: where to measure.
+        tune: ``auto`` trains the network afterwards where there is a training function, ``all``
+            insists on it, ``none`` never does.
+        figures: a folder to draw energies, errors and ranks into; needs matplotlib.
+    """
+
+    name: ClassVar[str] = "low-rank"
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.FUNCTIONAL, Fact.BN_FOLDED})
+    establishes: ClassVar[frozenset[Fact]] = frozenset({Fact.LOW_RANK})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.ENTROPY_CODED, Fact.DEAD_REMOVED})
+
+    speedup: float | None = None
+    latency: float | None = None
+    parameters: float | None = None
+    ranks: dict[str, int] = field(default_factory=dict)
+    spatial_ranks: dict[str, int] = field(default_factory=dict)
+    exclude: tuple[str, ...] = ()
+    scheme: Scheme = "channel"
+    solver: Solver = "asymmetric"
+    selection: Literal["energy", "uniform"] = "energy"
+    multiple: int = 16
+    images: int = 3000
+    positions: int = 10
+    penalties: tuple[float, ...] = (0.1, 1.0)
+    iterations: tuple[int, ...] = (30, 20)
+    compare: Literal["time", "macs"] = "time"
+    target: str = "cpu"
+    tune: Literal["auto", "all", "none"] = "auto"
+    figures: str = ""
+
+    def validate(self) -> None:
+        """Check the ranges of the options, and that they go together."""
+        budgets = [n for n in ("speedup", "latency", "parameters") if getattr(self, n) is not None]
+        if len(budgets) > 1:
+            problem = f"does not go together with '{budgets[1]}'"
+            raise SpecError(f"low-rank {budgets[0]}", problem, "give one of the two")
+        if self.speedup is not None and not 1 <= self.speedup < float("inf"):
+            raise self.invalid_option("speedup", "1 or more")
+        for option in ("latency", "parameters"):
+            value = getattr(self, option)
+            if value is not None and not 0 < value <= 1:
+                raise self.invalid_option(option, "above 0 and at most 1")
+        for option in ("multiple", "images", "positions"):
+            if getattr(self, option) < 1:
+                raise self.invalid_option(option, "1 or more")
+        for option in ("ranks", "spatial_ranks"):
+            for pattern, rank in getattr(self, option).items():
+                if rank < 1:
+                    raise SpecError(
+                        f"low-rank {option} '{pattern}'", f"expected 1 or more, got {rank}"
+                    )
+        self._check_scheme()
+        self._check_schedule()
+
+    def _check_scheme(self) -> None:
+        if self.spatial_ranks and self.scheme == "channel":
+            hint = "choose scheme=spatial or scheme=3d"
+            raise SpecError(
+                "low-rank spatial_ranks", "does not go together with scheme=channel", hint
+            )
+        if self.ranks and self.scheme == "spatial":
+            hint = "give spatial_ranks, or choose scheme=3d"
+            raise SpecError("low-rank ranks", "does not go together with scheme=spatial", hint)
+
+    def _check_schedule(self) -> None:
+        if len(self.penalties) != len(self.iterations):
+            problem = f"expected one for each of {len(self.penalties)} penalties"
+            raise SpecError("low-rank iterations", f"{problem}, got {len(self.iterations)}")
+        if any(not 0 < penalty < float("inf") for penalty in self.penalties):
+            raise self.invalid_option("penalties", "numbers above 0")
+        if any(count < 0 for count in self.iterations):
+            raise self.invalid_option("iterations", "0 or more each")
+
+    def check_context(self, context: Context) -> None:
+        """Check that calibration, measuring and training are there where they are needed."""
+        if self.solver != "weights" and next(iter(context.calibration), None) is None:
+            problem = f"'{self.solver}' needs calibration batches, got none"
+            hint = "give calibration=[(inputs,), ...], or --data; or choose solver=weights"
+            raise SpecError("low-rank solver", problem, hint)
+        if self.latency is not None and (context.measure is None or context.profile is None):
+            raise SpecError("low-rank latency", "there is nothing to measure milliseconds with")
+        if self.tune == "all" and context.train is None:
+            hint = "give train=shohin.Trainer(loader, epochs=...), or --train on the command line"
+            raise SpecError("low-rank tune", "'all' needs a train function, got none", hint)
+        if self.figures:
+            from shohin.passes.factoring.figures import check_folder
+
+            check_folder(self.figures)
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Split the layers that the options allow, fit their factors, and train.
+
+        Raises:
+            SpecError: when a pattern matches no weight, a rank is out of range, or the context
+                lacks what an option asks for.
+            PassError: when a budget cannot be met, or responses are not finite.
+        """
+        self.check_context(context)
+        candidates = find_candidates(program)
+        names = all_names(candidates)
+        for option in ("ranks", "spatial_ranks", "exclude"):
+            check_patterns(f"low-rank {option}", getattr(self, option), names)
+        layouts = context.analyses.get(shapes, program)
+        before = context.analyses.get(cost, program)
+        wanted = Wanted(self.exclude, self.scheme == "spatial")
+        layers = find_layers(program, candidates, layouts, wanted, context)
+        batches = FirstImages(context.calibration, self.images)
+        sampling = Sampling(self.images, self.positions, context.seed)
+        observed = self._observe(program, layers, batches, sampling, context)
+        energies = {layer.name: energies_of(layer, observed.get(layer.name)) for layer in layers}
+        layers = [one for one in layers if _varies(one, energies[one.name], context)]
+        table = self._table(program, context)
+        planner = Planner(
+            layers, energies, self.scheme, self.multiple, self._given(layers),
+            self._budget(program, context), table, context,
+        )  # fmt: skip
+        chosen = planner.plan()
+        chains = Chains(
+            program,
+            layers,
+            chosen,
+            observed,
+            self.solver,
+            self._schedule(),
+            batches,
+            sampling,
+            context,
+        )
+        made = chains.make()
+        if made:
+            self._tune(program, context)
+        remark_layers(layers, planner, chosen, made, before, program, context)
+        if self.figures:
+            self._draw(layers, energies, chosen, made)
+        failed = frozenset() if made else self.establishes
+        return PassResult(program, modified=bool(made), failed=failed)
+
+    def _observe(
+        self,
+        program: Program,
+        layers: Sequence[Layer],
+        batches: FirstImages,
+        sampling: Sampling,
+        context: Context,
+    ) -> dict[str, Observed]:
+        if self.solver == "weights":
+            return {}
+        found = observe(
+            program, layers, batches, sampling, context.progress,
+            with_moments=self.scheme != "channel",
+        )  # fmt: skip
+        return {layer.name: one for layer, one in zip(layers, found, strict=True)}
+
+    def _given(self, layers: Sequence[Layer]) -> dict[str, Ranks]:
+        """The ranks that the options give layers.
+
+        Raises:
+            SpecError: when one is out of range for its layer.
+        """
+        found = {}
+        for layer in layers:
+            spellings = layer.candidate.spellings
+            channel = value_for_names(spellings, self.ranks)
+            spatial = value_for_names(spellings, self.spatial_ranks)
+            if channel is None and spatial is None:
+                continue
+            if self.scheme == "3d" and layer.shape.is_spatial and None in (channel, spatial):
+                lacking = "ranks" if channel is None else "spatial_ranks"
+                problem = f"scheme=3d needs a rank of {layer.name} in '{lacking}', too"
+                raise SpecError(f"low-rank {lacking}", problem)
+            ranks = Ranks(channel, spatial if layer.shape.is_spatial else None)
+            _check_ranks(layer, ranks)
+            found[layer.name] = ranks
+        return found
+
+    def _budget(self, program: Program, context: Context) -> Budget | None:
+        evenly = self.selection == "uniform"
+        if self.latency is not None and context.measure is not None:
+            total = context.measure(program, self.target)
+            return Budget("ms", total, self.latency * total, evenly)
+        costs = context.analyses.get(cost, program)
+        if self.parameters is not None:
+            weights = sum(one.weight.numel() for one in find_candidates(program))
+            return Budget("parameters", weights, self.parameters * weights, evenly)
+        if self.speedup is None and (self.ranks or self.spatial_ranks):
+            return None
+        return Budget("macs", costs.macs, costs.macs / (self.speedup or _SPEEDUP), evenly)
+
+    def _table(self, program: Program, context: Context) -> LatencyTable | None:
+        if context.profile is None or (self.compare == "macs" and self.latency is None):
+            return None
+        layouts = context.analyses.get(shapes, program)
+        folder, resume = context.workdir, context.resume
+        return LatencyTable.of(context.profile, self.target, layouts, folder, resume)
+
+    def _schedule(self) -> Schedule | None:
+        if self.solver in ("weights", "linear"):
+            return None
+        return Schedule(self.penalties, self.iterations)
+
+    def _tune(self, program: Program, context: Context) -> None:
+        """Train the split network; when that diverges, it is what it was before."""
+        if self.tune == "none" or context.train is None:
+            return
+        before = snapshot(program)
+        try:
+            with trainable(program.module), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(context.seed)
+                trainer_of(context, "factors", 0)(program.module)
+            check_trained(program, "training of factors")
+        except DivergedError as error:
+            restore(program, before)
+            text = f"{error}; the weights are those before the training"
+            context.noted("diverged", text)
+            warnings.warn(f"low-rank, {text}", ShohinWarning, stacklevel=2)
+        finally:
+            # A training function may have moved the module to an accelerator.
+            program.module.cpu()
+
+    def _draw(
+        self,
+        layers: Sequence[Layer],
+        energies: Mapping[str, Energies],
+        chosen: Mapping[str, Ranks],
+        made: Mapping[str, Made],
+    ) -> None:
+        from shohin.passes.factoring.figures import draw_all
+
+        errors = {name: one.error for name, one in made.items() if one.error is not None}
+        draw_all(self.figures, layers, energies, chosen, errors)
+
+
+def _check_ranks(layer: Layer, ranks: Ranks) -> None:
+    """Refuse ranks that are not below the full one of a layer."""
+    shape = layer.shape
+    height, width = shape.kernel
+    full = {
+        "ranks": (ranks.channel, min(shape.outputs, shape.inputs * height * width)),
+        "spatial_ranks": (ranks.spatial, min(shape.inputs * height, shape.outputs * width)),
+    }
+    for option, (rank, limit) in full.items():
+        if rank is not None and rank > limit:
+            problem = f"expected at most {limit} of {layer.name}, got {rank}"
+            raise SpecError(f"low-rank {option}", problem)
+
+
+def _varies(layer: Layer, energies: Energies, context: Context) -> bool:
+    """Whether there is anything that ranks can be chosen by; a remark says so where not."""
+    if bool(torch.isfinite(energies.channel).all()):
+        return True
+    detail = f"the responses of {layer.name} are the same on all calibration batches"
+    context.skipped(layer.node, Reason.NOT_APPLICABLE, detail)
+    return False
