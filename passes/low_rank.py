@@ -84,7 +84,7 @@ class LowRank(Pass):
         positions: responses of each example that are looked at in a layer, at random positions.
         penalties: of the alternating solver, what errors of the relaxed responses count in each
             stage (lambda in the paper).
-        iterations: iterations of each stage.
+        iterations: iterations of each stage, at most.
         compare: ``time`` measures what is split on `target`; ``macs`` believes the counts.
         target: where to measure.
         tune: ``auto`` trains the network afterwards where there is a training function, ``all``

@@ -16,7 +16,6 @@ from shohin.passes.factoring.responses import (
     Observed,
     Sampling,
     bias_of,
-    least_samples,
     read_features,
 )
 from shohin.passes.factoring.rewrite import Written, write_chain
@@ -118,7 +117,8 @@ class Chains:
         return fitted
 
     def _note_scarce(self, layer: Layer, features: int, samples: int) -> None:
-        needed = least_samples(features, SAMPLES_PER_FEATURE, self.sampling.positions)
+        each = max(1, samples // max(1, self.batches.count()))
+        needed = -(-features * SAMPLES_PER_FEATURE // each)
         self.context.noted(
             "few-samples",
             f"{layer.name}: {samples} samples for {features} features are few, so that the fit is"

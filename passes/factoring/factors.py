@@ -11,6 +11,7 @@ A convolution `W` of `d` filters over `c` channels and ``h x w`` taps becomes
 A linear map becomes two linear maps.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 Scheme: TypeAlias = Literal["channel", "spatial", "3d"]
+
+_SWEEPS = 3
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,26 @@ class Chain:
             product = torch.einsum("ocab,cihw->oiahbw", weight, merged)
             merged = product.flatten(4, 5).flatten(2, 3)
         return merged
+
+
+def balanced(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The same chain with channels between two layers scaled, so that both sides have equal norms.
+
+    Chains of very different norms compute the same but cannot be trained at one learning rate.
+
+    Args:
+        weights: of the chain, each `[outputs, inputs, ...]`.
+    """
+    chain = [*weights]
+    # A middle layer has two sides: what balances one of them moves the other.
+    for place in [*range(len(chain) - 1)] * _SWEEPS:
+        before, after = chain[place], chain[place + 1]
+        left, right = before.flatten(1).norm(dim=1), after.transpose(0, 1).flatten(1).norm(dim=1)
+        usable = (left > 0) & (right > 0)
+        scale = torch.where(usable, right / torch.where(usable, left, 1.0), 1.0).sqrt()
+        chain[place] = before * scale.view(-1, *[1] * (before.dim() - 1))
+        chain[place + 1] = after / scale.view(1, -1, *[1] * (after.dim() - 2))
+    return tuple(chain)
 
 
 def vertical_matrix(weight: Tensor) -> Tensor:

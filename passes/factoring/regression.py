@@ -13,7 +13,7 @@ SCARCE_DAMPING = 1e-2
 """The same where there are fewer than `SAMPLES_PER_FEATURE` samples for each feature."""
 
 SAMPLES_PER_FEATURE = 2
-_PIECE = 4096  # samples at a time
+_PIECE = 1024  # samples at a time, few enough for a cache
 _NEGLIGIBLE = 1e-12
 
 
@@ -65,7 +65,7 @@ class Regression:
         # What rounding left of the mean would reach the cross moments.
         self.mean = self.mean.float().double() + _mean(self.centred)
         self._prior = prior
-        second = sum_pieces(self.centred, lambda part: self.centred[:, part])
+        second = second_moments(self.centred)
         self.scarce = self.count < SAMPLES_PER_FEATURE * len(features)
         damping = SCARCE_DAMPING if self.scarce else DAMPING
         self._pull = damping * float(second.diagonal().mean() if len(second) else 0) or 1.0
@@ -120,12 +120,13 @@ def parts(count: int) -> Iterator[slice]:
     return (slice(start, start + _PIECE) for start in range(0, count, _PIECE))
 
 
-def sum_pieces(like: Tensor, piece: Callable[[slice], Tensor]) -> Tensor:
-    """Sum of ``x x^T`` over all samples, float64."""
-    total = torch.zeros(len(like), len(like), dtype=torch.float64)
-    for part in parts(like.shape[1]):
-        columns = piece(part)
-        total += (columns @ columns.mT).double()
+def second_moments(columns: Tensor) -> Tensor:
+    """Sum of ``x x^T`` over the columns of a matrix, in float64 without a copy of all of it."""
+    total = torch.zeros(len(columns), len(columns), dtype=torch.float64)
+    for part in parts(columns.shape[1]):
+        # Features may depend on each other: the rounding of single precision would show.
+        piece = columns[:, part].double()
+        total += piece @ piece.mT
     return total
 
 

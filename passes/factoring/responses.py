@@ -1,6 +1,5 @@
 """What layers are given and respond at sampled positions, read off while a network runs."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,11 @@ from shohin.errors import PassError
 from shohin.ir.program import Program
 from shohin.passes.base import Batch, Progress
 from shohin.passes.factoring.layers import Layer
-from shohin.passes.factoring.regression import parts
+from shohin.passes.factoring.regression import second_moments
 from shohin.passes.patterns import constant_weight
 
 _LARGE_PRIME = 1_000_003
+_ROUNDING = 1e-12  # of single precision, squared, and room
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,14 @@ class Observed:
     moments: Tensor | None
 
     def principal_energies(self) -> Tensor:
-        """Variances along the principal axes of the responses, descending, float64."""
+        """Variances along the principal axes of the responses, descending, float64.
+
+        All are 0 where the responses vary by no more than their rounding.
+        """
         centred = self.responses - self.responses.mean(1, keepdim=True)
-        second = torch.zeros(len(centred), len(centred), dtype=torch.float64)
-        for part in parts(centred.shape[1]):
-            second += (centred[:, part] @ centred[:, part].mT).double()
-        energies: Tensor = torch.linalg.eigvalsh(second)
-        return energies.flip(0).clamp_min(0)
+        energies: Tensor = torch.linalg.eigvalsh(second_moments(centred)).flip(0).clamp_min(0)
+        total = float(self.responses.square().sum(dtype=torch.float64))
+        return energies if float(energies.sum()) > _ROUNDING * total else energies * 0
 
 
 class FirstImages(Iterable[Batch]):
@@ -167,8 +168,7 @@ class _Observer(fx.Interpreter):
         self._pieces[number].append(respond(layer, taps) + bias_of(layer))
         moments = self._moments[number]
         if moments is not None:
-            columns = taps.permute(0, 3, 1, 2).flatten(0, 1).flatten(1)
-            moments += (columns.mT @ columns).double()
+            moments += second_moments(taps.permute(1, 2, 0, 3).flatten(0, 1).flatten(1))
 
     def observed(self) -> list[Observed]:
         found = []
@@ -299,8 +299,3 @@ def _column_size(layer: Layer) -> int:
     if not layer.shape.is_spatial:
         return 0
     return layer.shape.inputs * layer.shape.kernel[0]
-
-
-def least_samples(features: int, factor: int, positions: int) -> int:
-    """Examples that give so many samples for each feature."""
-    return math.ceil(features * factor / max(1, positions))

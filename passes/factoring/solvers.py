@@ -11,6 +11,9 @@ from torch import Tensor
 
 from shohin.passes.factoring.regression import LowRankMap, Regression, parts
 
+_SETTLED = 1e-4
+"""Relative change of the error below which a stage has nothing left to gain."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -18,7 +21,7 @@ class Schedule:
 
     Attributes:
         penalties: what the squares of the relaxation's errors count, one for each stage.
-        iterations: iterations of each stage.
+        iterations: most iterations of each stage.
     """
 
     penalties: tuple[float, ...]
@@ -72,16 +75,20 @@ def _alternate(
     The best map by the error after the ReLU is kept, as the relaxed problem may drift from it.
     """
     best, least, found = start, float("inf"), start
-    stages = zip(schedule.penalties, schedule.iterations, strict=True)
-    for penalty in (penalty for penalty, count in stages for _ in range(count)):
-        relaxation = _Relaxation(regression, wanted, found, penalty)
-        cross, mean = regression.moments(relaxation)
-        if relaxation.error < least:
-            best, least = found, relaxation.error
-        found = regression.fit(cross, mean, rank)
-    final = _Relaxation(regression, wanted, found, 1.0)
-    regression.moments(final)
-    return found if final.error < least else best
+    for penalty, count in zip(schedule.penalties, schedule.iterations, strict=True):
+        before = float("inf")
+        for _ in range(count):
+            relaxation = _Relaxation(regression, wanted, found, penalty)
+            cross, mean = regression.moments(relaxation)
+            if relaxation.error < least:
+                best, least = found, relaxation.error
+            if abs(before - relaxation.error) <= _SETTLED * relaxation.error:
+                break
+            before = relaxation.error
+            found = regression.fit(cross, mean, rank)
+    last = _Relaxation(regression, wanted, found, 1.0)
+    regression.moments(last)
+    return found if last.error < least else best
 
 
 class _Relaxation:

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from shohin.passes.factoring.energies import vertical_factors
-from shohin.passes.factoring.factors import Chain, Ranks, horizontal_weight, vertical_matrix
+from shohin.passes.factoring.factors import (
+    Chain,
+    Ranks,
+    balanced,
+    horizontal_weight,
+    vertical_matrix,
+)
 from shohin.passes.factoring.layers import Layer
 from shohin.passes.factoring.regression import LowRankMap, Regression
 from shohin.passes.factoring.responses import Observed, bias_of, respond
@@ -136,7 +142,7 @@ def _chain(
     weights.append(inner.reshape(shape))
     if outer is not None:
         weights.append(outer if layer.linear else outer.unsqueeze(2).unsqueeze(3))
-    return Chain(tuple(weights), bias, takes[: len(weights)])
+    return Chain(balanced(weights), bias, takes[: len(weights)])
 
 
 def _through(filters: Tensor, taps: Tensor) -> Tensor:

@@ -1,0 +1,437 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import shohin
+from shohin.errors import PassError, ShohinWarning, SpecError
+from shohin.ir.program import Fact, tensor_of
+from shohin.passes.base import Context
+from shohin.passes.low_rank import LowRank
+from shohin.passes.pipeline import format_pass, parse_pipeline
+from shohin.passes.remarks import Outcome, Reason
+
+COMPARE = "compare=macs"
+
+
+def small(seed=0):
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(4, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 32, 3, padding=1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 10))
+    program = shohin.capture(model, torch.ones(2, 4, 10, 10), name="small")
+    return replace(program, facts=program.facts | {Fact.BN_FOLDED})
+
+
+def images(count=200, seed=3):
+    return torch.randn(count, 4, 10, 10, generator=torch.Generator().manual_seed(seed))
+
+
+def batches(count=200):
+    return [(part,) for part in images(count).split(40)]
+
+
+def split(program, options, *, text=COMPARE, **arguments):
+    arguments.setdefault("calibration", batches())
+    pipeline = f"low-rank{{{text} {options}}}"
+    return shohin.optimize(program, pipeline, drift=False, **arguments)
+
+
+def outputs(program, count=100):
+    with torch.inference_mode():
+        return program.module(images(count, seed=9))
+
+
+def lack(program, other):
+    wanted = outputs(program)
+    return float((outputs(other) - wanted).square().sum() / wanted.square().sum())
+
+
+def changed(result):
+    return {r.node: r for r in result.report.remarks if r.outcome is Outcome.CHANGED}
+
+
+def skipped(result):
+    found = [r for r in result.report.remarks if r.outcome is Outcome.SKIPPED]
+    return {remark.node: remark for remark in found}
+
+
+def weights(program):
+    return {name: tuple(one.shape) for name, one in program.module.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "ranks"),
+    [
+        ("channel", "ranks={0.weight: 8, 2.weight: 16}"),
+        ("spatial", "spatial_ranks={0.weight: 6, 2.weight: 16}"),
+        ("3d", "ranks={0.weight: 8, 2.weight: 12} spatial_ranks={0.weight: 6, 2.weight: 16}"),
+    ],
+)
+def test_golden(golden, scheme, ranks):
+    program = small()
+    result = split(program, f"scheme={scheme} solver=weights {ranks}", calibration=())
+    golden(f"low_rank_{scheme}", program, result.program)
+
+
+FULL = {
+    "channel": "ranks={0.weight: 24, 2.weight: 32, 6.weight: 10}",
+    "spatial": "spatial_ranks={0.weight: 12, 2.weight: 72}",
+    "3d": "ranks={0.weight: 24, 2.weight: 32, 6.weight: 10} "
+    "spatial_ranks={0.weight: 12, 2.weight: 72}",
+}
+
+
+@pytest.mark.parametrize("solver", ["weights", "linear", "nonlinear", "asymmetric"])
+@pytest.mark.parametrize("scheme", FULL)
+def test_at_full_rank_nothing_is_lost(scheme, solver):
+    program = small()
+    result = split(program, f"scheme={scheme} solver={solver} {FULL[scheme]}")
+    assert len(changed(result)) == len(FULL[scheme].split(":")) - 1 - 2 * (scheme == "3d")
+    # The damping, 1e-6 of the mean variance, moves weights by no more than its root.
+    assert lack(program, result.program) < 1e-6
+
+
+@pytest.mark.parametrize("place", [{"stride": 2}, {"dilation": (2, 1), "padding": (2, 0)}])
+@pytest.mark.parametrize("padding", [None, "valid", "same"])
+def test_chains_move_and_pad_as_the_layer_did(place, padding):
+    if padding is not None:
+        place = {"padding": padding} | ({} if padding == "same" else {"stride": (2, 1)})
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 6, (3, 5), **place), nn.ReLU())
+    program = shohin.capture(model, torch.ones(2, 4, 10, 10), name="one")
+    program = replace(program, facts=program.facts | {Fact.BN_FOLDED})
+    for scheme, ranks in {
+        "channel": "ranks={0.weight: 6}",
+        "spatial": "spatial_ranks={0.weight: 12}",
+        "3d": "ranks={0.weight: 6} spatial_ranks={0.weight: 12}",
+    }.items():
+        result = split(program, f"scheme={scheme} solver=weights {ranks}", calibration=())
+        assert torch.allclose(outputs(result.program), outputs(program), atol=1e-5)
+
+
+def test_solvers_are_in_the_published_order():
+    """Inputs that lie on few axes, as real ones do, so that responses do, too."""
+    program = small()
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(10, 400, generator=generator)
+
+    def drawn(count):
+        return (torch.randn(count, 10, generator=generator) @ basis).view(count, 4, 10, 10) / 3
+
+    calibration, held_out = [(drawn(300),)], drawn(200)
+    ranks = "ranks={0.weight: 6, 2.weight: 8} positions=20"
+    with torch.inference_mode():
+        wanted = program.module(held_out)
+        errors = {}
+        for solver in ("weights", "linear", "nonlinear", "asymmetric"):
+            result = split(program, f"solver={solver} {ranks}", calibration=calibration)
+            found = result.program.module(held_out)
+            errors[solver] = float((found - wanted).square().sum() / wanted.square().sum())
+    assert errors["asymmetric"] < errors["nonlinear"] < errors["linear"] < errors["weights"]
+
+
+@pytest.mark.parametrize("speedup", [1.5, 2.0, 3.0])
+@pytest.mark.parametrize("scheme", ["channel", "spatial", "3d"])
+def test_the_operations_are_those_of_the_budget(scheme, speedup):
+    program = small()
+    result = split(program, f"speedup={speedup} scheme={scheme} multiple=1")
+    before, after = result.report.before.macs, result.report.after.macs
+    # Whole ranks of the largest layer, some 4 % of it, are what is left over at most.
+    assert (1 - 0.04 * speedup) * before / speedup <= after <= before / speedup
+
+
+def test_the_weights_are_those_of_the_budget():
+    program = small()
+    total = sum(tensor_of(program.module, f"{n}.weight").numel() for n in (0, 2, 6))
+    result = split(program, "parameters=0.4 multiple=1")
+    kept = sum(one.numel() for one in result.program.module.parameters() if one.dim() > 1)
+    assert 0.36 * total <= kept <= 0.4 * total
+
+
+def test_two_is_the_speedup_where_nothing_is_said():
+    result = split(small(), "multiple=1")
+    assert result.report.after.macs <= result.report.before.macs / 2
+
+
+def test_ranks_are_multiples():
+    found = changed(split(small(), "speedup=2 multiple=8"))
+    assert all(remark.extra["rank"] % 2 == 0 for remark in found.values())
+    wide = changed(split(small(), "ranks={2.weight: 7}"))
+    assert [remark.extra["rank"] for remark in wide.values()] == [7]
+
+
+def test_even_selection_splits_every_layer_by_about_as_much():
+    result = split(small(), "speedup=2 selection=uniform multiple=1 exclude=[6.weight]")
+    shares = [r.after.macs / r.before.macs for r in changed(result).values()]
+    assert len(shares) == 2
+    assert max(shares) - min(shares) < 0.12
+
+
+def test_remarks_say_what_was_done_and_what_it_costs():
+    result = split(small(), "ranks={2.weight: 12}")
+    (remark,) = changed(result).values()
+    assert remark.reason == "split"
+    assert "rank 12 of 32" in remark.detail
+    assert "% of the energy; error" in remark.detail
+    assert "after the ReLU" in remark.detail
+    assert remark.before.macs == 100 * 32 * 24 * 9
+    assert remark.after.macs == 100 * (12 * 24 * 9 + 32 * 12)
+    assert 0 < remark.extra["error"] < 1
+    assert "no rank in the options" in skipped(result)["conv2d"].detail
+
+
+def test_responses_that_others_read_are_reproduced_as_they_are():
+    torch.manual_seed(0)
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Conv2d(4, 16, 3, padding=1)
+            self.two = nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x):
+            first = torch.relu(self.one(x))
+            return torch.nn.functional.elu(self.two(first) + first)
+
+    program = shohin.capture(Residual(), torch.ones(2, 4, 10, 10))
+    program = replace(program, facts=program.facts | {Fact.BN_FOLDED})
+    found = changed(split(program, "ranks={two.weight: 5, one.weight: 5}"))
+    assert "reproduced as it is: aten.add.Tensor reads it" in found["conv2d_1"].detail
+    assert "after the ReLU" in found["conv2d"].detail
+
+
+def refusals():
+    torch.manual_seed(0)
+    shared = nn.Conv2d(8, 8, 3, padding=1)
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, padding=1, groups=2),
+        shared,
+        nn.ReLU(),
+        shared,
+        nn.ConvTranspose2d(8, 8, 3),
+        nn.Flatten(2),
+        nn.Conv1d(8, 4, 3),
+    )
+    program = shohin.capture(model, torch.ones(2, 4, 10, 10), name="odd")
+    return replace(program, facts=program.facts | {Fact.BN_FOLDED})
+
+
+def test_layers_that_cannot_be_split_are_left_with_a_reason():
+    with pytest.raises(PassError, match="speedup"):
+        split(refusals(), "speedup=2")
+    found = skipped(split(refusals(), "speedup=1"))
+    texts = {remark.detail for remark in found.values()}
+    assert any("has 2 groups" in text for text in texts)
+    assert any("is shared by conv2d_1, conv2d_2" in text for text in texts)
+    assert any("aten.conv_transpose2d" in text for text in texts)
+    assert any("aten.conv1d" in text for text in texts)
+
+
+def test_sparse_weights_are_left():
+    program = small()
+    pruned = shohin.optimize(program, "prune{densities={2.weight: 0.5}}", drift=False).program
+    found = skipped(split(pruned, "ranks={0.weight: 8}"))
+    assert found["conv2d_1"].reason == Reason.ALREADY_ENCODED
+
+
+def test_layers_that_always_respond_alike_are_left():
+    program = small()
+    with torch.no_grad():
+        tensor_of(program.module, "0.weight").zero_()
+    found = skipped(split(program, "speedup=1.1 exclude=[6.weight]"))
+    assert "are the same on all calibration batches" in found["conv2d"].detail
+
+
+def test_only_some_sites_may_be_changed():
+    program = small()
+    context = Context(calibration=batches(), site_filter=lambda name: name == "conv2d_1")
+    chosen = LowRank(ranks={"*.weight": 6}, compare="macs")
+    result = chosen.run(program.copy(), context)
+    assert set(weights(result.program)) == {
+        *("0.weight", "0.bias", "2.factors.0.weight", "2.factors.1.weight", "2.factors.1.bias"),
+        *("6.weight", "6.bias"),
+    }
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path):
+    paths = [tmp_path / f"{index}.shohin" for index in range(3)]
+    for index, seed in enumerate((1, 1, 2)):
+        split(small(), "speedup=2 scheme=3d multiple=4 positions=5", seed=seed).save(paths[index])
+    first, second, other = (path.read_bytes() for path in paths)
+    assert first == second != other
+
+
+def fake_profile(times):
+    """Milliseconds of a branch by its number of weights, and the programs that were measured."""
+    asked = []
+
+    def profile(program, target):
+        asked.append(program)
+        found = {}
+        for name, one in program.module.named_parameters():
+            form = name.split(".")[0]
+            found[form] = found.get(form, 0) + times(one)
+        return found
+
+    profile.asked = asked
+    return profile
+
+
+def run(options, **context):
+    chosen = LowRank(**options)
+    made = Context(calibration=batches(), **context)
+    return chosen.run(small(), made), made
+
+
+def test_a_layer_that_gets_no_faster_is_left_with_both_times():
+    # 1 x 1 convolutions take longer than any layer as it is.
+    profile = fake_profile(lambda one: 9.0 if one.shape[2:] == (1, 1) else one.numel() / 1e3)
+    _, context = run({"speedup": 1.5, "multiple": 4, "exclude": ("6.weight",)}, profile=profile)
+    found = {r.node: r for r in context.remarks if r.reason == Reason.NOT_FASTER}
+    assert found["conv2d_1"].detail.startswith("2.weight takes 6.94 ms, and 9")
+    assert not any(remark.outcome is Outcome.CHANGED for remark in context.remarks)
+
+
+def test_faster_layers_say_both_times():
+    profile = fake_profile(lambda one: one.numel() / 1e3)
+    _, context = run({"ranks": {"2.weight": 8}}, profile=profile)
+    (remark,) = (r for r in context.remarks if r.outcome is Outcome.CHANGED)
+    assert remark.extra["ms_before"] == pytest.approx((32 * 24 * 9 + 32) / 1e3)
+    assert remark.extra["ms_after"] == pytest.approx((8 * 24 * 9 + 8 + 32 * 8 + 32) / 1e3)
+    assert "6.94 ms, now 2.02" in remark.detail
+
+
+def test_a_budget_of_time_is_met_by_the_table():
+    profile = fake_profile(lambda one: one.numel() / 1e3)
+    total = 10.0  # of which the three layers take 9.12
+    result, context = run(
+        {"latency": 0.5, "multiple": 2}, profile=profile, measure=lambda program, target: total
+    )
+    spent = [r for r in context.remarks if r.outcome is Outcome.CHANGED]
+    saved = sum(r.extra["ms_before"] - r.extra["ms_after"] for r in spent)
+    assert saved >= total / 2
+    assert result.modified
+
+
+def test_what_was_measured_is_kept(tmp_path):
+    options = {"ranks": {"2.weight": 8}}
+    profile = fake_profile(lambda one: one.numel() / 1e3)
+    run(options, profile=profile, workdir=tmp_path)
+    again = fake_profile(lambda one: 0.0)
+    _, context = run(options, profile=again, workdir=tmp_path, resume=True)
+    assert not again.asked
+    (remark,) = (r for r in context.remarks if r.outcome is Outcome.CHANGED)
+    assert remark.extra["ms_before"] == pytest.approx(6.944)
+    (path,) = tmp_path.glob("low-rank-latency-*.json")
+    path.write_text("{")
+    with pytest.raises(shohin.ShohinError, match="cannot be read"):
+        run(options, profile=profile, workdir=tmp_path, resume=True)
+
+
+def test_few_samples_are_noted_with_how_many_would_do():
+    result = split(small(), "ranks={2.weight: 8} positions=2", calibration=batches(12))
+    (note,) = (r for r in result.report.remarks if r.reason == "few-samples")
+    assert note.extra == {"samples": 24, "features": 32, "needed": 32}
+    assert "32 examples or more would do" in note.detail
+
+
+def test_it_trains_afterwards():
+    program, seen = small(), []
+
+    def train(module):
+        seen.append([name for name, _ in module.named_parameters()])
+        with torch.no_grad():
+            module.get_parameter("2.factors.1.bias").fill_(0.5)
+
+    result = split(program, "ranks={2.weight: 8}", train=train)
+    assert "2.factors.0.weight" in seen[0]
+    assert bool((tensor_of(result.program.module, "2.factors.1.bias") == 0.5).all())
+    assert split(program, "ranks={2.weight: 8} tune=none", train=train)
+    assert len(seen) == 1
+
+
+def test_training_that_diverges_is_undone():
+    program = small()
+
+    def train(module):
+        with torch.no_grad():
+            module.get_parameter("2.factors.1.bias").fill_(float("nan"))
+
+    with pytest.warns(ShohinWarning, match="low-rank.*are those before the training"):
+        result = split(program, "ranks={2.weight: 8}", train=train)
+    assert lack(program, result.program) < 1
+
+
+def test_figures_are_drawn(tmp_path):
+    split(small(), f'speedup=2 multiple=4 figures="{tmp_path}/drawn"')
+    for name in ("energy.png", "ranks.png", "errors.png"):
+        assert (tmp_path / "drawn" / name).stat().st_size > 5000
+
+
+def test_a_split_network_compiles_to_what_it_computes():
+    program = split(small(), "speedup=2 scheme=3d multiple=4").program
+    binary = shohin.compile(program, "cpu{threads=2}")
+    x = images(1)
+    with torch.inference_mode():
+        assert torch.allclose(binary(x), program.module(x), atol=1e-5)
+
+
+def test_measured_on_this_machine(tmp_path):
+    result = split(small(), "ranks={2.weight: 8}", text="", workdir=tmp_path)
+    (remark,) = changed(result).values()
+    assert 0 < remark.extra["ms_after"] < 50
+    assert 0 < remark.extra["ms_before"] < 50
+    (path,) = tmp_path.glob("low-rank-latency-*.json")
+    assert len(json.loads(path.read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ("speedup=0.5", "'speedup' of pass 'low-rank': expected 1 or more, got 0.5"),
+        ("latency=1.5", "'latency' of pass 'low-rank': expected above 0 and at most 1"),
+        ("parameters=0", "'parameters' of pass 'low-rank': expected above 0 and at most 1"),
+        ("speedup=2 latency=0.5", "speedup: does not go together with 'latency'"),
+        ("multiple=0", "'multiple' of pass 'low-rank': expected 1 or more"),
+        ("positions=0", "'positions' of pass 'low-rank': expected 1 or more"),
+        ("ranks={0.weight: 0}", "ranks '0.weight': expected 1 or more, got 0"),
+        ("spatial_ranks={0.weight: 3}", "spatial_ranks: does not go together with scheme=channel"),
+        ("ranks={0.weight: 3} scheme=spatial", "ranks: does not go together with scheme=spatial"),
+        ("penalties=[1]", "iterations: expected one for each of 1 penalties, got 2"),
+        ("penalties=[0, 1]", "'penalties' of pass 'low-rank': expected numbers above 0"),
+        ("ranks={0.weight: 25}", "ranks: expected at most 24 of 0.weight, got 25"),
+        ("ranks={0.weigth: 5}", "ranks '0.weigth': expected a convolution or linear weight"),
+        ("ranks={0.weight: 5} scheme=3d", "spatial_ranks: scheme=3d needs a rank of 0.weight"),
+        ("tune=all", "tune: 'all' needs a train function, got none"),
+        ("figures=a.txt/x scheme=4d", "expected channel | spatial | 3d"),
+    ],
+)
+def test_wrong_options(options, text):
+    with pytest.raises(SpecError) as caught:
+        split(small(), options)
+    assert text in str(caught.value)
+
+
+def test_solvers_that_look_at_responses_need_batches():
+    with pytest.raises(SpecError, match="solver: 'asymmetric' needs calibration batches, got none"):
+        split(small(), "", calibration=())
+
+
+def test_a_budget_that_cannot_be_met_says_what_can():
+    with pytest.raises(PassError, match=r"low-rank speedup: expected at most .* choose at most"):
+        split(small(), "speedup=1000 multiple=1")
+
+
+def test_batch_normalisation_has_to_be_folded_first():
+    program = small()
+    program = replace(program, facts=program.facts - {Fact.BN_FOLDED})
+    with pytest.raises(PassError, match="fold-bn"):
+        split(program, "speedup=2")
+
+
+def test_options_survive_text():
+    text = "low-rank{speedup=3.0 ranks={a: 4} penalties=[0.5, 2.0] iterations=[3, 4] compare=macs}"
+    (chosen,) = parse_pipeline(text)
+    assert parse_pipeline(format_pass(chosen)) == (chosen,)
