@@ -13,8 +13,12 @@ Results go to ``benchmarks/results/low_rank_*``.
 """
 
 import argparse
+from collections.abc import Callable, Mapping
 
 import low_rank_layers
+import low_rank_networks
+import low_rank_scale
+import low_rank_speed
 import torch
 
 
@@ -23,15 +27,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parts = {
-        "layers": low_rank_layers.measure_layers,
-        "schedules": low_rank_layers.measure_schedules,
-    }
-    parser.add_argument("part", choices=parts)
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
+    parser.add_argument("--resume", action="store_true", help="keep rows that are there")
+    parser.add_argument("--networks", default=",".join(low_rank_speed.SPLITS), help="of speed")
+    parser.add_argument("--images", type=int, default=3000, help="of scale")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    parts[options.part]()
+    PARTS[options.part](options)
+
+
+PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "layers": lambda _: low_rank_layers.measure_layers(),
+    "schedules": lambda _: low_rank_layers.measure_schedules(),
+    "networks": lambda options: low_rank_networks.measure_networks(resume=options.resume),
+    "thin": lambda options: low_rank_networks.measure_thin(resume=options.resume),
+    "speed": lambda options: low_rank_speed.measure_speed(
+        tuple(options.networks.split(",")), rounds=25, budget=10.0
+    ),
+    "scale": lambda options: low_rank_scale.measure_scale(options.images),
+}
 
 
 if __name__ == "__main__":

@@ -38,8 +38,14 @@ _PLAIN_CHANNELS = 4
 """Most input channels read from plain layout; beyond, padding to 16 costs less than it saves."""
 
 
-def place_convolution(planner: Planner, op: Convolution) -> None:
-    """A convolution: depthwise, grouped in whole blocks, dense, or sparse where that pays."""
+def place_convolution(planner: Planner, op: Convolution, timed: bool = False) -> None:
+    """A convolution: depthwise, grouped in whole blocks, dense, or sparse where that pays.
+
+    Args:
+        planner: the planner.
+        op: the convolution.
+        timed: whether the time of its dense kernel was compared with that of another.
+    """
     channels, filters = op.x.shape[1], op.output.shape[1]
     if op.sparse and not op.may_be_sparse:
         planner.note(op.label, "dense: a grouped convolution has no sparse kernel")
@@ -47,7 +53,7 @@ def place_convolution(planner: Planner, op: Convolution) -> None:
         _place_depthwise(planner, op)
         return
     kernel = dense_kernel(planner, op)
-    kernel = planner.choose(kernel, timed=op.may_be_sparse)
+    kernel = planner.choose(kernel, timed=timed or op.may_be_sparse)
     if op.may_be_sparse and place_sparse_convolution(planner, op, kernel):
         return
     arguments = [

@@ -56,10 +56,11 @@ def _reads_alone(op: Convolution, first: Convolution, uses: Counter[Value]) -> b
 
 def place_pair(planner: Planner, op: ConvolutionPair) -> None:
     """Both convolutions in one kernel where that was measured to be faster, else one by one."""
-    kernel = _faster(planner, op)
+    any_tiles = _kernel(planner, op)
+    kernel = _faster(planner, op, any_tiles) if any_tiles.fits else None
     if kernel is None:
-        place_convolution(planner, op.first)
-        place_convolution(planner, op.second)
+        for one in (op.first, op.second):
+            place_convolution(planner, one, timed=any_tiles.fits)
         return
     arguments = [
         image_place(planner, op.first, kernel.first),
@@ -71,11 +72,8 @@ def place_pair(planner: Planner, op: ConvolutionPair) -> None:
     planner.call(kernel, arguments, op.label, macs_of(op.first) + macs_of(op.second))
 
 
-def _faster(planner: Planner, op: ConvolutionPair) -> ConvPair | None:
+def _faster(planner: Planner, op: ConvolutionPair, kernel: ConvPair) -> ConvPair | None:
     """The kernel of both, when it is known to be faster than two; a note says what was measured."""
-    kernel = _kernel(planner, op)
-    if not kernel.fits:
-        return None
     alone = [
         planner.choose(dense_kernel(planner, one), timed=True) for one in (op.first, op.second)
     ]

@@ -13,6 +13,7 @@ from shohin.backends.tvm.kernels.emit import LANES, blocks
 from shohin.backends.tvm.lowering.operations import (
     Concatenation,
     Convolution,
+    ConvolutionPair,
     FixedConvolution,
     GlobalAveragePooling,
     Operation,
@@ -22,9 +23,10 @@ from shohin.backends.tvm.lowering.operations import (
     WindowCopy,
 )
 
-_BLOCKED = (Convolution, FixedConvolution, Pooling, GlobalAveragePooling, WindowCopy)
-_STRIDED = (Convolution, FixedConvolution, Pooling)
+_STRIDED = (Convolution, ConvolutionPair, FixedConvolution, Pooling)
 """Operations whose kernels can leave room between images, for what is joined to them."""
+
+_BLOCKED = (*_STRIDED, GlobalAveragePooling, WindowCopy)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """Convolution kernels with random numbers, and what they must give."""
 
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from harness import (
     Array,
+    Bounded,
     KernelLibrary,
     apply_steps,
     random_array,
@@ -110,6 +112,44 @@ def pack_depthwise(weight: Array) -> Array:
     """``[C, 1, KH, KW]`` to ``[C/16, KH, KW, 16]``."""
     blocks = weight[:, 0].reshape(-1, LANES, *weight.shape[2:])
     return np.ascontiguousarray(blocks.transpose(0, 2, 3, 1))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution without groups.
+
+    Attributes:
+        weight: ``[O, C, KH, KW]``.
+        bias: ``[O]``.
+        geometry: where its windows lie.
+    """
+
+    weight: Array
+    bias: Array
+    geometry: Geometry
+
+    def sums(self, given: Bounded) -> Bounded:
+        """What it gives in float32 for an image that is only known within bounds."""
+        weight, bias = (torch.from_numpy(array).double() for array in (self.weight, self.bias))
+        sizes = given.exact.abs() + given.bound
+        rounded = sum_of_products(
+            self._convolve(given.exact, weight, bias),
+            self._convolve(sizes, weight.abs(), bias.abs()),
+            terms=self.weight[0].size,
+        )
+        carried = self._convolve(given.bound, weight.abs(), torch.zeros_like(bias))
+        return Bounded(rounded.exact, rounded.bound + carried)
+
+    def _convolve(self, image: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        geometry = self.geometry
+        image = padded(image, geometry.padding)
+        return functional.conv2d(image, weight, bias, geometry.stride, dilation=geometry.dilation)
+
+
+def exactly(image: Array) -> Bounded:
+    """An image that is known."""
+    exact = torch.from_numpy(image).double()
+    return Bounded(exact, torch.zeros_like(exact))
 
 
 def draw_geometry(choose: random.Random) -> Geometry:
