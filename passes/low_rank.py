@@ -2,13 +2,14 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
 
 from shohin.errors import DivergedError, ShohinWarning, SpecError
-from shohin.ir.program import Fact, Program
+from shohin.ir.encodings import Encoding, Sparse
+from shohin.ir.program import Fact, Program, weight_names
 from shohin.ir.training import trainable
 from shohin.passes.analyses.cost import cost
 from shohin.passes.analyses.shapes import shapes
@@ -18,7 +19,7 @@ from shohin.passes.factoring.energies import Energies, energies_of
 from shohin.passes.factoring.factors import Ranks, Scheme
 from shohin.passes.factoring.latency import LatencyTable
 from shohin.passes.factoring.layers import Layer, Wanted, find_layers
-from shohin.passes.factoring.planning import Budget, Planner
+from shohin.passes.factoring.planning import Budget, Planner, Unit
 from shohin.passes.factoring.remarking import remark_layers
 from shohin.passes.factoring.responses import FirstImages, Observed, Sampling, observe
 from shohin.passes.factoring.solvers import Schedule
@@ -27,12 +28,23 @@ from shohin.passes.pruning.candidates import (
     all_names,
     check_patterns,
     find_candidates,
+    is_plain,
     value_for_names,
 )
+from shohin.passes.pruning.retraining import stored_encodings
 from shohin.passes.remarks import Reason
 from shohin.passes.training import check_trained, restore, snapshot, trainer_of
 
 _SPEEDUP = 2.0
+_TIME_TOLERANCE = 1.1
+"""Of a budget of time: layers take a little less or more beside others than alone."""
+
+_RANKS = {
+    "ranks": ("channel", "3d", "bottleneck"),
+    "spatial_ranks": ("spatial", "3d"),
+    "inner_ranks": ("bottleneck",),
+}
+"""Options that give ranks, and the schemes whose chains have such a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +82,12 @@ class LowRank(Pass):
         ranks: ranks by weight name or shell pattern; they are taken as they are, and other layers
             stay as they were unless a budget is given, too.
         spatial_ranks: filters of the ``k x 1`` by weight name or shell pattern.
+        inner_ranks: filters of the first ``1 x 1`` of the scheme ``bottleneck``, likewise.
         exclude: weight names or shell patterns to leave as they are.
         scheme: ``channel`` splits as above; ``spatial`` into ``k x 1`` and ``1 x k`` (Jaderberg et
-            al., arXiv 1405.3866); ``3d`` into ``k x 1``, ``1 x k`` and ``1 x 1``, and layers
-            without height and width as ``channel`` does.
+            al., arXiv 1405.3866); ``3d`` into ``k x 1``, ``1 x k`` and ``1 x 1``;
+            ``bottleneck`` into ``1 x 1``, ``k x k`` and ``1 x 1`` (Kim et al., arXiv 1511.06530).
+            The last two split layers without height and width as ``channel`` does.
         solver: ``linear`` keeps the principal components of the responses, ``nonlinear`` fits them
             after the ReLU, ``asymmetric`` fits those of the original network for the inputs that
             the layers before it, already split, leave. ``weights`` needs no calibration batches and
@@ -102,6 +116,7 @@ class LowRank(Pass):
     parameters: float | None = None
     ranks: dict[str, int] = field(default_factory=dict)
     spatial_ranks: dict[str, int] = field(default_factory=dict)
+    inner_ranks: dict[str, int] = field(default_factory=dict)
     exclude: tuple[str, ...] = ()
     scheme: Scheme = "channel"
     solver: Solver = "asymmetric"
@@ -131,7 +146,7 @@ class LowRank(Pass):
         for option in ("multiple", "images", "positions"):
             if getattr(self, option) < 1:
                 raise self.invalid_option(option, "1 or more")
-        for option in ("ranks", "spatial_ranks"):
+        for option in _RANKS:
             for pattern, rank in getattr(self, option).items():
                 if rank < 1:
                     raise SpecError(
@@ -141,14 +156,11 @@ class LowRank(Pass):
         self._check_schedule()
 
     def _check_scheme(self) -> None:
-        if self.spatial_ranks and self.scheme == "channel":
-            hint = "choose scheme=spatial or scheme=3d"
-            raise SpecError(
-                "low-rank spatial_ranks", "does not go together with scheme=channel", hint
-            )
-        if self.ranks and self.scheme == "spatial":
-            hint = "give spatial_ranks, or choose scheme=3d"
-            raise SpecError("low-rank ranks", "does not go together with scheme=spatial", hint)
+        for option, schemes in _RANKS.items():
+            if getattr(self, option) and self.scheme not in schemes:
+                problem = f"does not go together with scheme={self.scheme}"
+                hint = f"choose scheme={' or scheme='.join(schemes)}"
+                raise SpecError(f"low-rank {option}", problem, hint)
 
     def _check_schedule(self) -> None:
         if len(self.penalties) != len(self.iterations):
@@ -186,22 +198,28 @@ class LowRank(Pass):
         self.check_context(context)
         candidates = find_candidates(program)
         names = all_names(candidates)
-        for option in ("ranks", "spatial_ranks", "exclude"):
+        for option in (*_RANKS, "exclude"):
             check_patterns(f"low-rank {option}", getattr(self, option), names)
         layouts = context.analyses.get(shapes, program)
         before = context.analyses.get(cost, program)
         wanted = Wanted(self.exclude, self.scheme == "spatial")
         layers = find_layers(program, candidates, layouts, wanted, context)
-        batches = FirstImages(context.calibration, self.images)
+        given = self._given(layers, context)
+        if self._budget_unit is None:
+            layers = self._only_given(layers, given, context)
+        batches = FirstImages(context.calibration, self.images, program.inputs)
         sampling = Sampling(self.images, self.positions, context.seed)
         observed = self._observe(program, layers, batches, sampling, context)
-        energies = {layer.name: energies_of(layer, observed.get(layer.name)) for layer in layers}
+        energies = {
+            layer.name: energies_of(layer, self.scheme, observed.get(layer.name))
+            for layer in layers
+        }
         layers = [one for one in layers if _varies(one, energies[one.name], context)]
         table = self._table(program, context)
+        budget = self._budget(program, layers, table, context)
         planner = Planner(
-            layers, energies, self.scheme, self.multiple, self._given(layers),
-            self._budget(program, context), table, context,
-        )  # fmt: skip
+            layers, energies, self.scheme, self.multiple, given, budget, table, context
+        )
         chosen = planner.plan()
         chains = Chains(
             program,
@@ -215,9 +233,11 @@ class LowRank(Pass):
             context,
         )
         made = chains.make()
+        program = replace(program, encodings=_encodings_left(program))
         if made:
-            self._tune(program, context)
+            program = self._tune(program, context)
         remark_layers(layers, planner, chosen, made, before, program, context)
+        self._check_time(program, budget, context)
         if self.figures:
             self._draw(layers, energies, chosen, made)
         failed = frozenset() if made else self.establishes
@@ -239,40 +259,96 @@ class LowRank(Pass):
         )  # fmt: skip
         return {layer.name: one for layer, one in zip(layers, found, strict=True)}
 
-    def _given(self, layers: Sequence[Layer]) -> dict[str, Ranks]:
+    def _given(self, layers: Sequence[Layer], context: Context) -> dict[str, Ranks]:
         """The ranks that the options give layers.
 
+        A pattern may match layers that cannot have such a rank, which a remark says.
+
         Raises:
-            SpecError: when one is out of range for its layer.
+            SpecError: when a rank that is given by name is out of range.
         """
         found = {}
         for layer in layers:
-            spellings = layer.candidate.spellings
-            channel = value_for_names(spellings, self.ranks)
-            spatial = value_for_names(spellings, self.spatial_ranks)
-            if channel is None and spatial is None:
-                continue
-            if self.scheme == "3d" and layer.shape.is_spatial and None in (channel, spatial):
-                lacking = "ranks" if channel is None else "spatial_ranks"
-                problem = f"scheme=3d needs a rank of {layer.name} in '{lacking}', too"
-                raise SpecError(f"low-rank {lacking}", problem)
-            ranks = Ranks(channel, spatial if layer.shape.is_spatial else None)
-            _check_ranks(layer, ranks)
-            found[layer.name] = ranks
+            ranks, named = self._ranks_of(layer)
+            problem = _out_of_range(layer, ranks)
+            if problem is not None and named:
+                raise SpecError(*problem)
+            if problem is not None:
+                detail = f"{layer.name} is not split: {problem[1]}"
+                context.skipped(layer.node, Reason.NOT_APPLICABLE, detail)
+            elif ranks.split:
+                found[layer.name] = ranks
         return found
 
-    def _budget(self, program: Program, context: Context) -> Budget | None:
-        evenly = self.selection == "uniform"
-        if self.latency is not None and context.measure is not None:
-            total = context.measure(program, self.target)
-            return Budget("ms", total, self.latency * total, evenly)
-        costs = context.analyses.get(cost, program)
+    def _ranks_of(self, layer: Layer) -> tuple[Ranks, bool]:
+        """The ranks of a layer, and whether one of them is given by its name.
+
+        Raises:
+            SpecError: when some of the ranks of its scheme are given and others are not.
+        """
+        flat = not layer.shape.is_spatial
+        wanted = [name for name, schemes in _RANKS.items() if self.scheme in schemes]
+        wanted = ["ranks"] if flat and self.scheme != "spatial" else wanted
+        spellings = layer.candidate.spellings
+        values = {name: value_for_names(spellings, getattr(self, name)) for name in wanted}
+        named = any(one in getattr(self, name) for name in _RANKS for one in spellings)
+        lacking = [name for name, value in values.items() if value is None]
+        if lacking and (len(lacking) < len(wanted) or named):
+            problem = f"scheme={self.scheme} needs a rank of {layer.name} in it, too"
+            raise SpecError(f"low-rank {lacking[0]}", problem)
+        names = ("ranks", "spatial_ranks", "inner_ranks")
+        return Ranks(*(values.get(name) for name in names)), named
+
+    def _only_given(
+        self, layers: Sequence[Layer], given: Mapping[str, Ranks], context: Context
+    ) -> list[Layer]:
+        """The layers with ranks in the options, with a remark on each of the others."""
+        without = [one for one in layers if not self._ranks_of(one)[0].split]
+        for layer in without:
+            detail = f"{layer.name} has no rank in the options"
+            context.skipped(layer.node, Reason.EXCLUDED_BY_OPTION, detail)
+        return [layer for layer in layers if layer.name in given]
+
+    @property
+    def _budget_unit(self) -> Unit | None:
+        """What is budgeted; None where only the ranks of the options count."""
+        if self.latency is not None:
+            return "ms"
         if self.parameters is not None:
-            weights = sum(one.weight.numel() for one in find_candidates(program))
-            return Budget("parameters", weights, self.parameters * weights, evenly)
-        if self.speedup is None and (self.ranks or self.spatial_ranks):
+            return "parameters"
+        if self.speedup is None and any(getattr(self, option) for option in _RANKS):
             return None
-        return Budget("macs", costs.macs, costs.macs / (self.speedup or _SPEEDUP), evenly)
+        return "macs"
+
+    def _budget(
+        self,
+        program: Program,
+        layers: Sequence[Layer],
+        table: LatencyTable | None,
+        context: Context,
+    ) -> Budget | None:
+        unit, evenly = self._budget_unit, self.selection == "uniform"
+        if unit == "ms" and table is not None:
+            total = table.fit(program, layers)
+            return Budget("ms", total, (self.latency or 1.0) * total, evenly)
+        if unit == "parameters":
+            weights = sum(one.weight.numel() for one in find_candidates(program))
+            return Budget("parameters", weights, (self.parameters or 1.0) * weights, evenly)
+        if unit is None:
+            return None
+        macs = context.analyses.get(cost, program).macs
+        return Budget("macs", macs, macs / (self.speedup or _SPEEDUP), evenly)
+
+    def _check_time(self, program: Program, budget: Budget | None, context: Context) -> None:
+        """Note what a budget of time has come to."""
+        if budget is None or budget.unit != "ms" or context.profile is None:
+            return
+        found = sum(context.profile(program, self.target).values())
+        text = f"{found:.3g} ms of {budget.total:.3g}, expected at most {budget.most:.3g}"
+        context.noted("latency", text, before=budget.total, after=found, most=budget.most)
+        if found > _TIME_TOLERANCE * budget.most:
+            hint = "choose a lower latency"
+            warnings.warn(f"low-rank latency: {text}; {hint}", ShohinWarning, stacklevel=2)
 
     def _table(self, program: Program, context: Context) -> LatencyTable | None:
         if context.profile is None or (self.compare == "macs" and self.latency is None):
@@ -286,13 +362,22 @@ class LowRank(Pass):
             return None
         return Schedule(self.penalties, self.iterations)
 
-    def _tune(self, program: Program, context: Context) -> None:
-        """Train the split network; when that diverges, it is what it was before."""
+    def _tune(self, program: Program, context: Context) -> Program:
+        """Train the split network; when that diverges, it is what it was before.
+
+        Sparse weights train under their masks; those in other forms are not trained.
+        """
         if self.tune == "none" or context.train is None:
-            return
+            return program
+        sparse = {n: e for n, e in program.encodings.items() if is_plain(e)}
+        masks = {name: one.mask for name, one in sparse.items() if isinstance(one, Sparse)}
+        frozen = [name for name in program.encodings if name not in sparse]
         before = snapshot(program)
         try:
-            with trainable(program.module), torch.random.fork_rng(devices=[]):
+            with (
+                trainable(program.module, masks=masks, frozen=frozen),
+                torch.random.fork_rng(devices=[]),
+            ):
                 torch.manual_seed(context.seed)
                 trainer_of(context, "factors", 0)(program.module)
             check_trained(program, "training of factors")
@@ -304,6 +389,7 @@ class LowRank(Pass):
         finally:
             # A training function may have moved the module to an accelerator.
             program.module.cpu()
+        return replace(program, encodings=stored_encodings(program))
 
     def _draw(
         self,
@@ -318,24 +404,30 @@ class LowRank(Pass):
         draw_all(self.figures, layers, energies, chosen, errors)
 
 
-def _check_ranks(layer: Layer, ranks: Ranks) -> None:
-    """Refuse ranks that are not below the full one of a layer."""
-    shape = layer.shape
-    height, width = shape.kernel
-    full = {
-        "ranks": (ranks.channel, min(shape.outputs, shape.inputs * height * width)),
-        "spatial_ranks": (ranks.spatial, min(shape.inputs * height, shape.outputs * width)),
+def _out_of_range(layer: Layer, ranks: Ranks) -> tuple[str, str] | None:
+    """Where a rank is given that a layer cannot have, and what is wrong; None where none is."""
+    full = layer.shape.full(ranks)
+    pairs = {
+        "ranks": (ranks.channel, full.channel),
+        "spatial_ranks": (ranks.spatial, full.spatial),
+        "inner_ranks": (ranks.inner, full.inner),
     }
-    for option, (rank, limit) in full.items():
-        if rank is not None and rank > limit:
-            problem = f"expected at most {limit} of {layer.name}, got {rank}"
-            raise SpecError(f"low-rank {option}", problem)
+    for option, (rank, limit) in pairs.items():
+        if rank is not None and limit is not None and rank > limit:
+            return f"low-rank {option}", f"expected at most {limit} of {layer.name}, got {rank}"
+    return None
+
+
+def _encodings_left(program: Program) -> dict[str, Encoding]:
+    """The encodings of the weights that are still there."""
+    names = set(weight_names(program))
+    return {name: one for name, one in program.encodings.items() if name in names}
 
 
 def _varies(layer: Layer, energies: Energies, context: Context) -> bool:
     """Whether there is anything that ranks can be chosen by; a remark says so where not."""
     if bool(torch.isfinite(energies.channel).all()):
         return True
-    detail = f"the responses of {layer.name} are the same on all calibration batches"
+    detail = f"{layer.name} is zero, or its responses are the same on all calibration batches"
     context.skipped(layer.node, Reason.NOT_APPLICABLE, detail)
     return False

@@ -18,7 +18,7 @@ from shohin.passes.factoring.responses import (
     bias_of,
     read_features,
 )
-from shohin.passes.factoring.rewrite import Written, write_chain
+from shohin.passes.factoring.rewrite import write_chain
 from shohin.passes.factoring.solvers import Schedule
 from shohin.passes.factoring.splitting import (
     Fitted,
@@ -38,13 +38,13 @@ class Made:
     """What became of a layer.
 
     Attributes:
-        written: its nodes and weights.
+        nodes: what it is computed by now, in order.
         error: squared error of the responses over the squares of those wanted; None where no
             responses were looked at.
         rectified: whether that is after a ReLU.
     """
 
-    written: Written
+    nodes: tuple[fx.Node, ...]
     error: float | None
     rectified: bool
 
@@ -57,7 +57,8 @@ class Chains:
         program: changed in place.
         layers: of the program, in data-flow order.
         chosen: ranks by name.
-        observed: responses of the original network by name; empty for the solver ``weights``.
+        observed: responses of the original network by name, dropped once they are used; empty for
+            the solver ``weights``.
         solver: how factors are found.
         schedule: of the alternating solver; None to reproduce responses as they are.
         batches: calibration batches.
@@ -68,7 +69,7 @@ class Chains:
     program: Program
     layers: Sequence[Layer]
     chosen: Mapping[str, Ranks]
-    observed: Mapping[str, Observed]
+    observed: dict[str, Observed]
     solver: Solver
     schedule: Schedule | None
     batches: FirstImages
@@ -89,8 +90,8 @@ class Chains:
             else:
                 fitted = self._fit(layer, ranks, inputs, numbers[layer.name])
                 chain, error = fitted.chain, fitted.error
-            written = write_chain(self.program, layer, chain, self.context.pass_name)
-            made[layer.name] = Made(written, error, layer.rectified)
+            nodes = write_chain(self.program, layer, chain, self.context.pass_name)
+            made[layer.name] = Made(nodes, error, layer.rectified)
             if inputs is not None and inputs.program is self.program:
                 inputs.prefixes.refresh()
         return made
@@ -101,9 +102,9 @@ class Chains:
         return _Inputs(network, Prefixes(network.module, _MEMORY))
 
     def _fit(self, layer: Layer, ranks: Ranks, inputs: "_Inputs", number: int) -> Fitted:
-        observed = self.observed[layer.name]
+        observed = self.observed.pop(layer.name)
         start = start_of(layer, ranks, observed)
-        if start.vertical is None and self.solver != "asymmetric":
+        if start.first is None and self.solver != "asymmetric":
             features = observed.responses - bias_of(layer)
         else:
             values = inputs.reader(layer)
@@ -122,7 +123,7 @@ class Chains:
         self.context.noted(
             "few-samples",
             f"{layer.name}: {samples} samples for {features} features are few, so that the fit is"
-            f" held to the original weights; {needed} examples or more would do",
+            f" held to the original weights: {needed} examples would do, or more positions of each",
             samples=samples,
             features=features,
             needed=needed,

@@ -6,7 +6,9 @@ A convolution `W` of `d` filters over `c` channels and ``h x w`` taps becomes
   section 2.1);
 - ``spatial``: ``h x 1`` with `s` filters, then ``1 x w`` with `d` (Jaderberg et al., arXiv
   1405.3866, scheme 2);
-- ``3d``: ``h x 1`` with `s`, ``1 x w`` with `r`, ``1 x 1`` with `d` (Zhang et al., section 2.5).
+- ``3d``: ``h x 1`` with `s`, ``1 x w`` with `r`, ``1 x 1`` with `d` (Zhang et al., section 2.5);
+- ``bottleneck``: ``1 x 1`` with `a` filters, ``h x w`` with `r`, ``1 x 1`` with `d` (a Tucker
+  decomposition of the channels: Kim et al., arXiv 1511.06530).
 
 A linear map becomes two linear maps.
 """
@@ -18,7 +20,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-Scheme: TypeAlias = Literal["channel", "spatial", "3d"]
+Scheme: TypeAlias = Literal["channel", "spatial", "3d", "bottleneck"]
 
 _SWEEPS = 3
 
@@ -28,26 +30,19 @@ class Ranks:
     """How wide a chain is.
 
     Attributes:
-        channel: filters before the ``1 x 1``; None for no such step.
+        channel: filters before the last ``1 x 1``; None for no such step.
         spatial: filters of the ``h x 1``; None for no such step.
+        inner: filters of the first ``1 x 1``; None for no such step.
     """
 
     channel: int | None = None
     spatial: int | None = None
+    inner: int | None = None
 
     @property
     def split(self) -> bool:
         """Whether this is a chain at all, rather than the layer itself."""
-        return self.channel is not None or self.spatial is not None
-
-    def text(self) -> str:
-        """``rank 48``, ``spatial rank 24`` or both."""
-        parts = []
-        if self.spatial is not None:
-            parts.append(f"spatial rank {self.spatial}")
-        if self.channel is not None:
-            parts.append(f"rank {self.channel}")
-        return ", ".join(parts) or "as it was"
+        return self != Ranks()
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,7 @@ class LayerShape:
         positions: output positions at batch 1.
         columns_before: positions of the ``h x 1`` convolution, which has the output's rows and the
             input's columns.
+        input_positions: positions of the input.
     """
 
     outputs: int
@@ -68,11 +64,38 @@ class LayerShape:
     kernel: tuple[int, int]
     positions: int
     columns_before: int
+    input_positions: int
 
     @property
     def is_spatial(self) -> bool:
         """Whether it can be split in height and width."""
         return min(self.kernel) > 1
+
+    def full(self, ranks: Ranks) -> Ranks:
+        """The most that each of the ranks can be, beside the others."""
+        height, width = self.kernel
+        inputs, taps = self.inputs, height * width
+        spatial = inner = None
+        if ranks.inner is not None:
+            inner = min(inputs, self.outputs * taps)
+            inputs = ranks.inner
+        if ranks.spatial is not None:
+            spatial = min(inputs * height, self.outputs * width)
+            inputs, taps = ranks.spatial, width
+        channel = None if ranks.channel is None else min(self.outputs, inputs * taps)
+        return Ranks(channel, spatial, inner)
+
+    def text(self, ranks: Ranks) -> str:
+        """Ranks beside the most that they can be, e.g. ``spatial rank 24 of 96, rank 48 of 64``."""
+        full = self.full(ranks)
+        parts = []
+        if ranks.inner is not None:
+            parts.append(f"inner rank {ranks.inner} of {full.inner}")
+        if ranks.spatial is not None:
+            parts.append(f"spatial rank {ranks.spatial} of {full.spatial}")
+        if ranks.channel is not None:
+            parts.append(f"rank {ranks.channel} of {full.channel}")
+        return ", ".join(parts) or "as it was"
 
     def weights(self, ranks: Ranks) -> int:
         """Elements of the weights of a chain, biases left out."""
@@ -86,6 +109,9 @@ class LayerShape:
         """Weights and positions of each convolution of a chain."""
         height, width = self.kernel
         taps, inputs, parts = height * width, self.inputs, []
+        if ranks.inner is not None:
+            parts.append((ranks.inner * inputs, self.input_positions))
+            inputs = ranks.inner
         if ranks.spatial is not None:
             parts.append((ranks.spatial * inputs * height, self.columns_before))
             taps, inputs = width, ranks.spatial
@@ -108,18 +134,6 @@ class Chain:
     weights: tuple[Tensor, ...]
     bias: Tensor | None
     takes: tuple[tuple[bool, bool], ...]
-
-    def merged(self) -> Tensor:
-        """The weight of the one layer that computes the same."""
-        first, *others = self.weights
-        if first.dim() == 2:
-            return others[0] @ first if others else first
-        merged = first
-        for weight in others:
-            # Taps of the later filters lie where the earlier ones have one: 1 x w after h x 1.
-            product = torch.einsum("ocab,cihw->oiahbw", weight, merged)
-            merged = product.flatten(4, 5).flatten(2, 3)
-        return merged
 
 
 def balanced(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -148,7 +162,17 @@ def vertical_matrix(weight: Tensor) -> Tensor:
     return weight.permute(1, 2, 3, 0).reshape(inputs * height, width * outputs)
 
 
+def inner_matrix(weight: Tensor) -> Tensor:
+    """A weight `[n, c, h, w]` as the matrix `[c, h * w * n]`, of the rank of a first ``1 x 1``."""
+    return weight.permute(1, 2, 3, 0).flatten(1)
+
+
 def horizontal_weight(matrix: Tensor, width: int) -> Tensor:
     """A matrix `[s, w * n]` as the weight `[n, s, 1, w]` of a ``1 x w`` convolution."""
     rank = matrix.shape[0]
     return matrix.reshape(rank, width, -1).permute(2, 0, 1).unsqueeze(2)
+
+
+def windowed_weight(matrix: Tensor, kernel: tuple[int, int]) -> Tensor:
+    """A matrix `[a, h * w * n]` as the weight `[n, a, h, w]` of a convolution."""
+    return matrix.reshape(len(matrix), *kernel, -1).permute(3, 0, 1, 2)

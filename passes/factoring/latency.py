@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from shohin.errors import ArtifactError
+from shohin.ir.annotations import Origin, annotation
 from shohin.ir.capture import capture
 from shohin.ir.files import atomic_path
+from shohin.ir.program import Program
 from shohin.passes.analyses.shapes import Shapes
 from shohin.passes.base import Profile
 from shohin.passes.factoring.factors import Ranks
@@ -31,6 +33,7 @@ class LatencyTable:
         layouts: shapes of the program's values.
         path: file that keeps what was measured; None for none.
         known: milliseconds by form.
+        scale: by layer, what its times count in the network, over what they are alone.
     """
 
     profile: Profile
@@ -38,6 +41,7 @@ class LatencyTable:
     layouts: Shapes
     path: Path | None = None
     known: dict[str, float] = field(default_factory=dict)
+    scale: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -57,7 +61,23 @@ class LatencyTable:
 
     def milliseconds(self, layer: Layer, ranks: Ranks) -> float:
         """The time of a layer in a form that `measure` was asked for."""
-        return self.known[self._key(layer, ranks)]
+        return self.known[self._key(layer, ranks)] * self.scale.get(layer.name, 1.0)
+
+    def fit(self, program: Program, layers: Sequence[Layer]) -> float:
+        """Bring the times of layers to those that they have in the network.
+
+        Returns:
+            Milliseconds of the whole network, by the same clock.
+        """
+        whole = self.profile(program, self.target)
+        self.measure([(layer, Ranks()) for layer in layers])
+        for layer in layers:
+            origin = annotation(layer.node, Origin)
+            name = origin.module if origin and origin.module else layer.node.name
+            alone = self.known[self._key(layer, Ranks())]
+            if name in whole and alone > 0:
+                self.scale[layer.name] = whole[name] / alone
+        return sum(whole.values())
 
     def measure(self, forms: Iterable[tuple[Layer, Ranks]]) -> None:
         """Measure what is not known yet; layers of equal sizes are measured once."""
@@ -84,7 +104,9 @@ class LatencyTable:
         sizes = [self._input_shape(layer), [*layer.candidate.weight.shape]]
         unfolding = layer.unfolding
         places = [unfolding.stride, unfolding.dilation, unfolding.margins]
-        return json.dumps([sizes, places, layer.rectified, ranks.channel, ranks.spatial])
+        return json.dumps(
+            [sizes, places, layer.rectified, ranks.channel, ranks.spatial, ranks.inner]
+        )
 
     def _write(self) -> None:
         if self.path is not None:
@@ -138,6 +160,9 @@ def branch(layer: Layer, ranks: Ranks) -> nn.Module:
     parts: list[nn.Module] = []
     inputs = shape.inputs
     takes = [(True, True)]
+    if ranks.inner is not None:
+        parts.append(convolution(inputs, ranks.inner, False, False))
+        inputs = ranks.inner
     if ranks.spatial is not None:
         parts.append(convolution(inputs, ranks.spatial, True, False))
         inputs, takes = ranks.spatial, [(False, True)]

@@ -1,14 +1,14 @@
 """Which layers can be split, what follows them, and what they cost."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, fx
 
 from shohin.ir.encodings import Dense
-from shohin.ir.program import Program, readers
-from shohin.passes.analyses.operators import WEIGHTED, WeightedOperation
+from shohin.ir.program import Program, encoding_of, readers
+from shohin.passes.analyses.operators import WeightedOperation
 from shohin.passes.analyses.shapes import Shapes
 from shohin.passes.base import Context
 from shohin.passes.factoring.factors import LayerShape
@@ -25,6 +25,8 @@ _SHAPE_ONLY = frozenset(
     }
 )
 
+_MOST_OUTPUTS = 4096
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -36,7 +38,7 @@ class Layer:
         unfolding: how its input becomes columns.
         shape: its sizes.
         rectified: whether nothing but ReLUs read its responses.
-        follows: what reads them where that is neither a ReLU nor linear, for people.
+        follows: what reads them otherwise, for people.
     """
 
     candidate: Candidate
@@ -116,51 +118,55 @@ def shape_of(operation: WeightedOperation, weight: Tensor, layouts: Shapes) -> L
     outputs = weight.shape[0]
     positions = output.elements // outputs
     if operation.linear:
-        return LayerShape(outputs, weight.shape[1], (1, 1), positions, positions)
-    before = positions // max(1, output.shape[-1]) * layouts.of(operation.data).shape[-1]
-    kernel = (weight.shape[2], weight.shape[3])
-    return LayerShape(outputs, weight.shape[1], kernel, positions, before)
+        return LayerShape(outputs, weight.shape[1], (1, 1), positions, positions, positions)
+    data = layouts.of(operation.data)
+    before = positions // max(1, output.shape[-1]) * data.shape[-1]
+    kernel, pixels = (weight.shape[2], weight.shape[3]), data.elements // weight.shape[1]
+    return LayerShape(outputs, weight.shape[1], kernel, positions, before, pixels)
 
 
 def _layer(candidate: Candidate, layouts: Shapes) -> Layer:
     operation, weight = candidate.operations[0], candidate.weight
-    users = [*operation.node.users]
-    rectified = bool(users) and all(user.target in _RELU for user in users)
+    readers = [*_readers(operation.node)]
+    rectified = bool(readers) and all(reader.target in _RELU for reader in readers)
     return Layer(
         candidate,
         operation,
         unfolding_of(operation, weight),
         shape_of(operation, weight, layouts),
         rectified,
-        "" if rectified else _other_readers(operation.node),
+        "" if rectified else _describe(readers),
     )
 
 
-def _other_readers(node: fx.Node) -> str:
-    """The operators that read responses, where these are not the output or a linear map's input."""
-    names = set()
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """What reads responses, through operators that only change their shape."""
     for user in node.users:
         if user.target in _SHAPE_ONLY:
-            names |= {_other_readers(user)}
-        elif user.op != "output" and not can_read_linearly(user):
-            names.add(str(user.target).removesuffix(".default"))
-    return ", ".join(sorted(names - {""}))
+            yield from _readers(user)
+        else:
+            yield user
 
 
-def can_read_linearly(node: fx.Node) -> bool:
-    """Whether a node is a convolution or linear map."""
-    return node.target in WEIGHTED
+def _describe(readers: Sequence[fx.Node]) -> str:
+    """What reads responses where that is not ReLUs alone."""
+    others = [node for node in readers if node.target not in _RELU]
+    names = ["the output" if node.op == "output" else str(node.target) for node in others]
+    return " and ".join(dict.fromkeys(name.removesuffix(".default") for name in names)) or "nothing"
 
 
 def _obstacle(program: Program, candidate: Candidate, wanted: Wanted) -> tuple[Reason, str] | None:
     """Why a layer cannot be split, with a sentence about it; None when it can."""
     name, operation = candidate.name, candidate.operations[0]
-    found = obstacle(program, candidate)
-    if found is not None:
-        return found
+    reason = obstacle(program, candidate)
+    if reason is not None:
+        return reason
     if name in program.encodings and not isinstance(program.encodings[name], Dense):
         detail = f"{name} is stored as {program.encodings[name].describe()}"
         return Reason.ALREADY_ENCODED, detail
+    if candidate.weight.shape[0] > _MOST_OUTPUTS:
+        found = f"{name} has {candidate.weight.shape[0]:,} outputs, expected at most"
+        return Reason.NOT_APPLICABLE, f"{found} {_MOST_OUTPUTS:,}: moments of all pairs are needed"
     if len(candidate.operations) > 1:
         nodes = ", ".join(one.node.name for one in candidate.operations)
         return Reason.OTHER_USERS, f"{name} is shared by {nodes}"
@@ -176,6 +182,8 @@ def _obstacle(program: Program, candidate: Candidate, wanted: Wanted) -> tuple[R
         bias = str(operation.bias.target)
         if len(list(readers(program, bias))) > 1:
             return Reason.OTHER_USERS, f"{bias} is also read by other nodes"
+        if not isinstance(encoding_of(program, bias), Dense):
+            return Reason.ALREADY_ENCODED, f"{bias} is stored in another form"
     if wanted.spatial_only and (operation.linear or min(candidate.weight.shape[2:]) == 1):
         return Reason.NOT_APPLICABLE, f"{name} has no height and width to split"
     return None

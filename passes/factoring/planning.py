@@ -80,35 +80,66 @@ class Planner:
             if not slower:
                 return chosen
             for layer in slower:
-                self.refused[layer.name] = chosen[layer.name]
-                choices[layer.name] = self._cheaper(choices[layer.name], chosen[layer.name])
-        left = {layer.name for layer in self._slower(chosen)}
-        return {name: Ranks() if name in left else ranks for name, ranks in chosen.items()}
+                name = layer.name
+                self.refused[name] = chosen[name]
+                choices[name] = self._faster(layer, choices[name], chosen[name])
+        # What was refused last is out for good.
+        for name in (layer.name for layer in self._slower(chosen)):
+            choices[name] = choices[name][:1]
+        return self._select(choices, self.budget)
 
     def _select(self, choices: Mapping[str, Sequence[Choice]], budget: Budget) -> dict[str, Ranks]:
         now = sum(self._cost(layer, Ranks(), budget.unit) for layer in self.layers)
         rest = max(0.0, budget.total - now)
         choose = select_evenly if budget.evenly else select
         found = choose(choices, budget.most - rest)
-        least = {name: min(options, key=lambda one: one.cost) for name, options in choices.items()}
-        if found is None and not self.refused:
-            reached = rest + sum(choice.cost for choice in least.values())
-            raise PassError(*_unreachable(budget, reached))
         if found is None:
-            self.context.noted("budget", "what is left of the layers that get faster is too little")
-        return {name: choice.ranks for name, choice in (found or least).items()}
+            least = [min(one.cost for one in options) for options in choices.values()]
+            raise PassError(*_unreachable(budget, rest + sum(least), self._refusals()))
+        return {name: choice.ranks for name, choice in found.items()}
+
+    def _refusals(self) -> str:
+        """The layers that got no faster, and their times, for an error."""
+        if self.table is None or not self.refused:
+            return ""
+        layers = {layer.name: layer for layer in self.layers}
+        times = [
+            f"{name} takes {self.table.milliseconds(layers[name], Ranks()):.3g} ms, and"
+            f" {self.table.milliseconds(layers[name], ranks):.3g}"
+            f" at {layers[name].shape.text(ranks)}"
+            for name, ranks in self.refused.items()
+        ]
+        return f"; not faster: {'; '.join(times)}"
 
     def _choices(self, layer: Layer, unit: Unit) -> list[Choice]:
+        forms = [*rank_choices(layer.shape, self.scheme, self.multiple)]
         if layer.name in self.given:
-            forms = [self.given[layer.name]]
-        else:
-            forms = [*rank_choices(layer.shape, self.scheme, self.multiple)]
-        if unit == "ms":
+            forms = [Ranks(), self.given[layer.name]]
+        elif unit == "ms":
             forms = self._thinned(layer, forms)
+        if unit == "ms":
             self._need_table().measure([(layer, form) for form in forms])
         energies = self.energies[layer.name]
         found = [Choice(one, self._cost(layer, one, unit), energies.loss(one)) for one in forms]
+        if layer.name in self.given:
+            return found[1:]
         return [found[0], *(one for one in found[1:] if one.cost < found[0].cost)]
+
+    def _faster(self, layer: Layer, options: Sequence[Choice], refused: Ranks) -> list[Choice]:
+        """The choices that are likely to be faster than the layer as it was.
+
+        A few of those with fewer operations than the refused one are measured; what lies between
+        them takes about what they do.
+        """
+        table = self._need_table()
+        limit = layer.shape.macs(refused)
+        cheaper = [one for one in options[1:] if layer.shape.macs(one.ranks) < limit]
+        tried = self._thinned(layer, [Ranks(), *(one.ranks for one in cheaper)])[1:]
+        table.measure([(layer, form) for form in tried])
+        before = table.milliseconds(layer, Ranks())
+        faster = [form for form in tried if table.milliseconds(layer, form) < before]
+        most = max((layer.shape.macs(form) for form in faster), default=0)
+        return [options[0], *(one for one in cheaper if layer.shape.macs(one.ranks) <= most)]
 
     def _thinned(self, layer: Layer, forms: Sequence[Ranks]) -> list[Ranks]:
         """A few of the forms that are best by multiply-accumulates."""
@@ -149,20 +180,18 @@ class Planner:
             and table.milliseconds(layer, chosen[layer.name]) >= table.milliseconds(layer, Ranks())
         ]
 
-    def _cheaper(self, options: Sequence[Choice], refused: Ranks) -> list[Choice]:
-        cost = next(one.cost for one in options if one.ranks == refused)
-        return [options[0], *(one for one in options[1:] if one.cost < cost)]
 
-
-def _unreachable(budget: Budget, reached: float) -> tuple[str, str, str]:
+def _unreachable(budget: Budget, reached: float, refusals: str) -> tuple[str, str, str]:
     unit = {"macs": "multiply-accumulates", "parameters": "weights", "ms": "milliseconds"}
     option = {"macs": "speedup", "parameters": "parameters", "ms": "latency"}[budget.unit]
-    share = budget.total / reached if budget.unit == "macs" else reached / budget.total
     numbers = ".4g" if budget.unit == "ms" else ",.0f"
     problem = (
-        f"expected at most {budget.most:{numbers}} {unit[budget.unit]}, and the least ranks leave"
-        f" {reached:{numbers}}"
+        f"expected at most {budget.most:{numbers}} {unit[budget.unit]}, and the least that can be"
+        f" chosen leaves {reached:{numbers}}{refusals}"
     )
-    limit = math.floor(share * 100) / 100 if budget.unit == "macs" else math.ceil(share * 100) / 100
-    side = "at most" if budget.unit == "macs" else "at least"
-    return f"low-rank {option}", problem, f"choose {side} {limit:g}, or exclude fewer layers"
+    if budget.unit == "macs":
+        choose = f"choose at most {max(1.0, math.floor(100 * budget.total / reached) / 100):g}"
+    else:
+        choose = f"choose at least {min(1.0, math.ceil(100 * reached / budget.total) / 100):g}"
+    others = "a smaller 'multiple', or exclude fewer layers"
+    return f"low-rank {option}", problem, f"{choose}, {others}"

@@ -83,7 +83,7 @@ class Regression:
         pulled = cross + self._pull * self._prior
         whitened = torch.linalg.solve_triangular(self._factor, pulled.mT, upper=False)
         full = torch.linalg.solve_triangular(self._factor.mT, whitened, upper=True).mT
-        if rank is None or rank >= len(full):
+        if rank is None:
             return LowRankMap(None, full, mean - full @ self.mean)
         values, vectors = torch.linalg.eigh(whitened.mT @ whitened)
         kept = vectors.flip(1)[:, :rank]

@@ -43,11 +43,7 @@ def remark_layers(
             _remark_refused(layer, planner, context)
         else:
             detail = f"{layer.name} stays: the budget is met by layers that lose less"
-            if planner.budget is None:
-                detail = f"{layer.name} has no rank in the options"
-            context.skipped(
-                layer.node, "within-budget" if planner.budget else Reason.EXCLUDED_BY_OPTION, detail
-            )
+            context.skipped(layer.node, "within-budget", detail)
 
 
 def _remark_split(
@@ -62,24 +58,26 @@ def _remark_split(
     kept = planner.energies[layer.name].kept(ranks)
     figures: dict[str, Json] = {"energy": round(kept, 6)}
     parts = [
-        f"{layer.name}: {ranks.text()} of {layer.shape.outputs}",
+        f"{layer.name}: {layer.shape.text(ranks)}",
         f"{100 * kept:.2f} % of the energy",
     ]
     if ranks.channel is not None:
         figures["rank"] = ranks.channel
     if ranks.spatial is not None:
         figures["spatial_rank"] = ranks.spatial
+    if ranks.inner is not None:
+        figures["inner_rank"] = ranks.inner
     if made.error is not None:
         figures["error"] = made.error
         after_what = " after the ReLU" if made.rectified else ""
         parts.append(f"error {100 * made.error:.2f} %{after_what}")
         if layer.follows:
-            parts.append(f"reproduced as it is: {layer.follows} reads it")
+            parts.append(f"reproduced as it is, without a ReLU: {layer.follows} reads it")
     if planner.table is not None:
         times = [planner.table.milliseconds(layer, one) for one in (Ranks(), ranks)]
         figures |= {"ms_before": times[0], "ms_after": times[1]}
         parts.append(f"{times[0]:.3g} ms, now {times[1]:.3g}")
-    spent = [after.nodes[node.name].for_remark() for node in made.written.nodes]
+    spent = [after.nodes[node.name].for_remark() for node in made.nodes]
     total = NodeCost(
         sum(one.parameters for one in spent),
         sum(one.macs for one in spent),
@@ -100,5 +98,7 @@ def _remark_refused(layer: Layer, planner: Planner, context: Context) -> None:
     if planner.table is None:
         return
     times = [planner.table.milliseconds(layer, one) for one in (Ranks(), ranks)]
-    detail = f"{layer.name} takes {times[0]:.3g} ms, and {times[1]:.3g} at {ranks.text()}"
+    detail = (
+        f"{layer.name} takes {times[0]:.3g} ms, and {times[1]:.3g} at {layer.shape.text(ranks)}"
+    )
     context.skipped(layer.node, Reason.NOT_FASTER, detail)

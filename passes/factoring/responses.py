@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from shohin.errors import PassError
-from shohin.ir.program import Program
+from shohin.ir.program import BATCH, InputSpec, Program
 from shohin.passes.base import Batch, Progress
 from shohin.passes.factoring.layers import Layer
 from shohin.passes.factoring.regression import second_moments
@@ -59,7 +59,7 @@ class Observed:
         """
         centred = self.responses - self.responses.mean(1, keepdim=True)
         energies: Tensor = torch.linalg.eigvalsh(second_moments(centred)).flip(0).clamp_min(0)
-        total = float(self.responses.square().sum(dtype=torch.float64))
+        total = sum(float(part.double().square().sum()) for part in self.responses)
         return energies if float(energies.sum()) > _ROUNDING * total else energies * 0
 
 
@@ -68,41 +68,45 @@ class FirstImages(Iterable[Batch]):
 
     Args:
         batches: the batches.
-        limit: most examples; the last batch is cut.
+        limit: most examples. A batch is cut along the axes that are the batch's; one of a program
+            with a fixed batch size is taken whole or not at all.
+        inputs: what the program takes.
     """
 
-    def __init__(self, batches: Iterable[Batch], limit: int) -> None:
+    def __init__(self, batches: Iterable[Batch], limit: int, inputs: Sequence[InputSpec]) -> None:
         self._batches, self._limit = batches, limit
+        self._batched = [spec.shape[:1] == (BATCH,) for spec in inputs]
 
     def __iter__(self) -> Iterator[Batch]:
         left = self._limit
         for batch in self._batches:
-            count = examples_of(batch)
-            yield _cut(batch, count, left) if count > left else batch
+            count = self.examples(batch)
+            yield self._cut(batch, left) if count > left and any(self._batched) else batch
             left -= count
             if left <= 0:
                 return
 
     def count(self) -> int:
         """Number of examples."""
-        return sum(examples_of(batch) for batch in self)
+        return sum(self.examples(batch) for batch in self)
 
+    def examples(self, batch: Batch) -> int:
+        """Number of examples of a batch."""
+        along = [tensor for tensor, has in zip(batch, self._batched, strict=True) if has]
+        if along:
+            return len(along[0])
+        # Images have three axes and rows one: what has one more is a batch of fixed size.
+        return len(batch[0]) if batch and batch[0].dim() in (2, 4) else 1
 
-def examples_of(batch: Batch) -> int:
-    """Number of examples of a batch, 1 where its inputs have no such axis."""
-    return len(batch[0]) if batch and batch[0].dim() else 1
-
-
-def _cut(batch: Batch, count: int, limit: int) -> Batch:
-    return tuple(
-        tensor[:limit] if tensor.dim() and len(tensor) == count else tensor for tensor in batch
-    )
+    def _cut(self, batch: Batch, limit: int) -> Batch:
+        pairs = zip(batch, self._batched, strict=True)
+        return tuple(tensor[:limit] if has else tensor for tensor, has in pairs)
 
 
 def observe(
     program: Program,
     layers: Sequence[Layer],
-    batches: Iterable[Batch],
+    batches: FirstImages,
     sampling: Sampling,
     progress: Progress,
     *,
@@ -126,7 +130,7 @@ def observe(
     for index, batch in enumerate(batches):
         progress(done, sampling.images, "responses of the original network")
         observer.read(index, batch)
-        done += examples_of(batch)
+        done += batches.examples(batch)
     return observer.observed()
 
 

@@ -1,6 +1,6 @@
 """A node of a graph replaced by a chain of convolutions or linear maps."""
 
-from dataclasses import dataclass
+from itertools import count
 from typing import Any, cast
 
 from torch import fx
@@ -11,20 +11,7 @@ from shohin.passes.factoring.layers import Layer
 from shohin.passes.patterns import Rewriter, argument
 
 
-@dataclass(frozen=True)
-class Written:
-    """What became of a layer.
-
-    Attributes:
-        nodes: the new nodes, in the order in which they run.
-        names: the names of their weights.
-    """
-
-    nodes: tuple[fx.Node, ...]
-    names: tuple[str, ...]
-
-
-def write_chain(program: Program, layer: Layer, chain: Chain, made_by: str) -> Written:
+def write_chain(program: Program, layer: Layer, chain: Chain, made_by: str) -> tuple[fx.Node, ...]:
     """Replace a layer by a chain, in place.
 
     Args:
@@ -32,11 +19,14 @@ def write_chain(program: Program, layer: Layer, chain: Chain, made_by: str) -> W
         layer: a layer of it.
         chain: what computes about the same.
         made_by: name of the pass.
+
+    Returns:
+        The new nodes, in the order in which they run.
     """
     rewriter = Rewriter(program, made_by)
-    old, stem = layer.node, _stem(layer.name)
+    old, stem = layer.node, _free_stem(program, layer.name)
     dtype = layer.candidate.weight.dtype
-    data, nodes, names = argument(old, "input"), [], []
+    data, nodes = argument(old, "input"), []
     last = len(chain.weights) - 1
     for number, weight in enumerate(chain.weights):
         name = f"{stem}.{number}.weight"
@@ -47,7 +37,6 @@ def write_chain(program: Program, layer: Layer, chain: Chain, made_by: str) -> W
         places = () if layer.linear else _places(layer, chain.takes[number])
         data = rewriter.call(cast("Any", old.target), data, reader, bias, *places, replaces=old)
         nodes.append(data)
-        names.append(str(reader.target))
     rewriter.replace_uses(old, data)
     sources = [one for one in old.all_input_nodes if one.op == "get_attr"]
     rewriter.erase(old)
@@ -55,13 +44,17 @@ def write_chain(program: Program, layer: Layer, chain: Chain, made_by: str) -> W
     remove_unused_tensors(program.module)
     program.graph.lint()
     program.module.recompile()
-    return Written(tuple(nodes), tuple(names))
+    return tuple(nodes)
 
 
-def _stem(name: str) -> str:
-    owner, _, leaf = name.rpartition(".")
-    prefix = f"{owner}." if owner else ""
-    return f"{prefix}factors" if leaf == "weight" else f"{prefix}{leaf}_factors"
+def _free_stem(program: Program, name: str) -> str:
+    """Where the factors of a weight go: a module that is not there yet."""
+    path, _, leaf = name.rpartition(".")
+    owner = program.module.get_submodule(path)
+    stem = "factors" if leaf == "weight" else f"{leaf}_factors"
+    tries = (stem if number == 0 else f"{stem}_{number}" for number in count())
+    free = next(one for one in tries if not hasattr(owner, one))
+    return f"{path}.{free}" if path else free
 
 
 def _places(layer: Layer, takes: tuple[bool, bool]) -> tuple[Any, ...]:

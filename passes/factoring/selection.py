@@ -60,6 +60,9 @@ def select_evenly(
 
     Arguments and result are those of `select`.
     """
+    whole = {name: options[0] for name, options in choices.items()}
+    if sum(choice.cost for choice in whole.values()) <= budget:
+        return whole
     low, high = 0.0, 1.0
     cheapest = {name: min(options, key=lambda one: one.cost) for name, options in choices.items()}
     if sum(choice.cost for choice in cheapest.values()) > budget:

@@ -7,13 +7,15 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from shohin.passes.factoring.energies import vertical_factors
+from shohin.passes.factoring.energies import column_moments, first_filters, pixel_moments
 from shohin.passes.factoring.factors import (
     Chain,
     Ranks,
     balanced,
     horizontal_weight,
+    inner_matrix,
     vertical_matrix,
+    windowed_weight,
 )
 from shohin.passes.factoring.layers import Layer
 from shohin.passes.factoring.regression import LowRankMap, Regression
@@ -22,8 +24,10 @@ from shohin.passes.factoring.solvers import Schedule, relative_error, solve
 
 Solver: TypeAlias = Literal["weights", "linear", "nonlinear", "asymmetric"]
 
-_CHANNEL = ((True, True), (False, False))
-_SPATIAL = ((True, False), (False, True), (False, False))
+_LAST = (False, False)
+_CHANNEL = ((True, True), _LAST)
+_SPATIAL = ((True, False), (False, True), _LAST)
+_BOTTLENECK = ((False, False), (True, True), _LAST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,48 +35,56 @@ class Start:
     """What a chain begins with, before anything is fitted.
 
     Attributes:
-        vertical: ``h x 1`` filters, float64 `[filters, channels, height, 1]`; None without.
+        first: ``h x 1`` or ``1 x 1`` filters, float64 `[filters, channels, height, 1]`; None for a
+            chain that begins with what is fitted.
         prior: float64 `[outputs, features]`, the map from features to responses that follows of the
             layer's weight.
     """
 
-    vertical: Tensor | None
+    first: Tensor | None
     prior: Tensor
 
     def features(self, layer: Layer) -> Callable[[Tensor], Tensor]:
         """Makes features `[features, samples]` of inputs at sampled positions.
 
-        They are what the ``h x 1`` filters give, or the layer's own responses without bias.
+        They are what the first filters give, or the layer's own responses without bias.
         """
-        vertical = self.vertical
-        if vertical is None:
+        if self.first is None:
             return lambda taps: respond(layer, taps)
-        filters = vertical.float().flatten(1)
+        filters = self.first.float()
         return lambda taps: _through(filters, taps)
 
 
 def start_of(layer: Layer, ranks: Ranks, observed: Observed | None) -> Start:
     """The first step of a chain."""
-    if ranks.spatial is None:
-        return Start(None, torch.eye(layer.shape.outputs, dtype=torch.float64))
-    filters = vertical_factors(layer, observed)[0][: ranks.spatial]
-    matrix = vertical_matrix(layer.weight)
-    # The filters are orthogonal in the metric of the inputs, if at all: least squares in general.
-    spread = _spread(layer, observed)
-    second = filters @ spread @ filters.mT
-    cross = filters @ spread @ matrix
-    after = torch.linalg.lstsq(second, cross, driver="gelsd").solution
-    shape = (ranks.spatial, layer.shape.inputs, layer.shape.kernel[0], 1)
-    horizontal = horizontal_weight(after, layer.shape.kernel[1])
-    return Start(filters.reshape(shape), horizontal.flatten(1))
+    weight, kernel = layer.weight, layer.shape.kernel
+    if ranks.inner is not None:
+        moments, matrix = pixel_moments(layer, observed), inner_matrix(weight)
+        filters = first_filters(matrix, moments, ranks.inner)
+        after = windowed_weight(_rest(filters, moments, matrix), kernel)
+        return Start(filters.unsqueeze(2).unsqueeze(3), after.flatten(1))
+    if ranks.spatial is not None:
+        moments, matrix = column_moments(observed), vertical_matrix(weight)
+        filters = first_filters(matrix, moments, ranks.spatial)
+        after = horizontal_weight(_rest(filters, moments, matrix), kernel[1])
+        shape = (ranks.spatial, layer.shape.inputs, kernel[0], 1)
+        return Start(filters.reshape(shape), after.flatten(1))
+    return Start(None, torch.eye(layer.shape.outputs, dtype=torch.float64))
+
+
+def _rest(filters: Tensor, moments: Tensor | None, matrix: Tensor) -> Tensor:
+    """What filters have to be followed by to be nearest to a weight, by least squares."""
+    weighted = filters if moments is None else filters @ moments
+    solved: Tensor = torch.linalg.lstsq(weighted @ filters.mT, weighted @ matrix, driver="gelsd")[0]
+    return solved
 
 
 def chain_of_weights(layer: Layer, ranks: Ranks) -> Chain:
     """The chain nearest to the weight itself, by truncated singular value decompositions."""
     start = start_of(layer, ranks, None)
-    prior = start.prior if start.vertical is not None else layer.rows
+    prior = start.prior if start.first is not None else layer.rows
     bias = bias_of(layer).double().squeeze(1) if layer.operation.bias is not None else None
-    if ranks.channel is None or ranks.channel >= min(prior.shape):
+    if ranks.channel is None:
         return _chain(layer, start, None, prior, bias)
     left, values, right = torch.linalg.svd(prior, full_matrices=False)
     root = values[: ranks.channel].sqrt()
@@ -122,7 +134,7 @@ def fit_chain(
 
 def _of_map(layer: Layer, start: Start, found: LowRankMap) -> Chain:
     inner = found.inner
-    if start.vertical is None:
+    if start.first is None:
         inner = inner @ layer.rows
     return _chain(layer, start, found.outer, inner, found.bias)
 
@@ -131,14 +143,14 @@ def _chain(
     layer: Layer, start: Start, outer: Tensor | None, inner: Tensor, bias: Tensor | None
 ) -> Chain:
     """The chain of a first step and a map, `inner` being `[rank or outputs, inputs * taps]`."""
-    weights = []
+    weights = [] if start.first is None else [start.first]
+    height, width = layer.shape.kernel
+    shape: tuple[int, ...] = (len(inner), *layer.candidate.weight.shape[1:])
     takes: tuple[tuple[bool, bool], ...] = _CHANNEL
-    if start.vertical is not None:
-        weights.append(start.vertical)
-        shape = (len(inner), start.vertical.shape[0], 1, layer.shape.kernel[1])
-        takes = _SPATIAL
-    else:
-        shape = (len(inner), *layer.candidate.weight.shape[1:])
+    if start.first is not None and start.first.shape[2] == 1:
+        shape, takes = (len(inner), len(start.first), height, width), _BOTTLENECK
+    elif start.first is not None:
+        shape, takes = (len(inner), len(start.first), 1, width), _SPATIAL
     weights.append(inner.reshape(shape))
     if outer is not None:
         weights.append(outer if layer.linear else outer.unsqueeze(2).unsqueeze(3))
@@ -146,14 +158,7 @@ def _chain(
 
 
 def _through(filters: Tensor, taps: Tensor) -> Tensor:
-    """Outputs of ``h x 1`` filters `[s, c * h]` in each column of taps, `[s * width, samples]`."""
-    columns = taps.permute(1, 2, 3, 0).flatten(0, 1).flatten(1)
-    found = filters @ columns
-    return found.reshape(len(filters) * taps.shape[3], -1)
-
-
-def _spread(layer: Layer, observed: Observed | None) -> Tensor:
-    if observed is None or observed.moments is None:
-        size = layer.shape.inputs * layer.shape.kernel[0]
-        return torch.eye(size, dtype=torch.float64)
-    return observed.moments
+    """What filters `[f, c, height or 1, 1]` give in all taps `[samples, c, height, width]`."""
+    equation = "fi,nihw->fhwn" if filters.shape[2] == 1 else "fih,nihw->fwn"
+    given = filters.flatten(1) if filters.shape[2] == 1 else filters.squeeze(3)
+    return torch.einsum(equation, given, taps).reshape(-1, len(taps))

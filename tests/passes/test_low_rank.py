@@ -7,6 +7,7 @@ from torch import nn
 
 import shohin
 from shohin.errors import PassError, ShohinWarning, SpecError
+from shohin.ir.encodings import Dense
 from shohin.ir.program import Fact, tensor_of
 from shohin.passes.base import Context
 from shohin.passes.low_rank import LowRank
@@ -67,6 +68,7 @@ def weights(program):
         ("channel", "ranks={0.weight: 8, 2.weight: 16}"),
         ("spatial", "spatial_ranks={0.weight: 6, 2.weight: 16}"),
         ("3d", "ranks={0.weight: 8, 2.weight: 12} spatial_ranks={0.weight: 6, 2.weight: 16}"),
+        ("bottleneck", "ranks={2.weight: 12} inner_ranks={2.weight: 8}"),
     ],
 )
 def test_golden(golden, scheme, ranks):
@@ -80,6 +82,8 @@ FULL = {
     "spatial": "spatial_ranks={0.weight: 12, 2.weight: 72}",
     "3d": "ranks={0.weight: 24, 2.weight: 32, 6.weight: 10} "
     "spatial_ranks={0.weight: 12, 2.weight: 72}",
+    "bottleneck": "ranks={0.weight: 24, 2.weight: 32, 6.weight: 10} "
+    "inner_ranks={0.weight: 4, 2.weight: 24}",
 }
 
 
@@ -88,7 +92,7 @@ FULL = {
 def test_at_full_rank_nothing_is_lost(scheme, solver):
     program = small()
     result = split(program, f"scheme={scheme} solver={solver} {FULL[scheme]}")
-    assert len(changed(result)) == len(FULL[scheme].split(":")) - 1 - 2 * (scheme == "3d")
+    assert len(changed(result)) == (2 if scheme == "spatial" else 3)
     # The damping, 1e-6 of the mean variance, moves weights by no more than its root.
     assert lack(program, result.program) < 1e-6
 
@@ -106,6 +110,7 @@ def test_chains_move_and_pad_as_the_layer_did(place, padding):
         "channel": "ranks={0.weight: 6}",
         "spatial": "spatial_ranks={0.weight: 12}",
         "3d": "ranks={0.weight: 6} spatial_ranks={0.weight: 12}",
+        "bottleneck": "ranks={0.weight: 6} inner_ranks={0.weight: 4}",
     }.items():
         result = split(program, f"scheme={scheme} solver=weights {ranks}", calibration=())
         assert torch.allclose(outputs(result.program), outputs(program), atol=1e-5)
@@ -133,7 +138,7 @@ def test_solvers_are_in_the_published_order():
 
 
 @pytest.mark.parametrize("speedup", [1.5, 2.0, 3.0])
-@pytest.mark.parametrize("scheme", ["channel", "spatial", "3d"])
+@pytest.mark.parametrize("scheme", ["channel", "spatial", "3d", "bottleneck"])
 def test_the_operations_are_those_of_the_budget(scheme, speedup):
     program = small()
     result = split(program, f"speedup={speedup} scheme={scheme} multiple=1")
@@ -198,7 +203,9 @@ def test_responses_that_others_read_are_reproduced_as_they_are():
     program = shohin.capture(Residual(), torch.ones(2, 4, 10, 10))
     program = replace(program, facts=program.facts | {Fact.BN_FOLDED})
     found = changed(split(program, "ranks={two.weight: 5, one.weight: 5}"))
-    assert "reproduced as it is: aten.add.Tensor reads it" in found["conv2d_1"].detail
+    assert (
+        "reproduced as it is, without a ReLU: aten.add.Tensor reads it" in found["conv2d_1"].detail
+    )
     assert "after the ReLU" in found["conv2d"].detail
 
 
@@ -241,7 +248,7 @@ def test_layers_that_always_respond_alike_are_left():
     with torch.no_grad():
         tensor_of(program.module, "0.weight").zero_()
     found = skipped(split(program, "speedup=1.1 exclude=[6.weight]"))
-    assert "are the same on all calibration batches" in found["conv2d"].detail
+    assert "its responses are the same on all calibration batches" in found["conv2d"].detail
 
 
 def test_only_some_sites_may_be_changed():
@@ -286,12 +293,40 @@ def run(options, **context):
 
 
 def test_a_layer_that_gets_no_faster_is_left_with_both_times():
-    # 1 x 1 convolutions take longer than any layer as it is.
-    profile = fake_profile(lambda one: 9.0 if one.shape[2:] == (1, 1) else one.numel() / 1e3)
-    _, context = run({"speedup": 1.5, "multiple": 4, "exclude": ("6.weight",)}, profile=profile)
+    def slow(one):
+        """A 1 x 1 convolution after the second layer takes longer than the layer as it is."""
+        return 9.0 if one.shape[2:] == (1, 1) and len(one) == 32 else one.numel() / 1e3
+
+    profile = fake_profile(slow)
+    options = {"speedup": 1.05, "multiple": 1, "exclude": ("6.weight",)}
+    _, context = run(options, profile=profile)
     found = {r.node: r for r in context.remarks if r.reason == Reason.NOT_FASTER}
-    assert found["conv2d_1"].detail.startswith("2.weight takes 6.94 ms, and 9")
-    assert not any(remark.outcome is Outcome.CHANGED for remark in context.remarks)
+    assert found["conv2d_1"].detail.startswith("2.weight takes 6.94 ms, and 1")
+    split = [r for r in context.remarks if r.outcome is Outcome.CHANGED]
+    assert [remark.node for remark in split] == ["conv2d"]
+
+
+def test_a_budget_that_layers_which_get_faster_cannot_meet_is_refused_with_the_times():
+    profile = fake_profile(lambda one: 9.0 if one.shape[2:] == (1, 1) else one.numel() / 1e3)
+    with pytest.raises(
+        PassError, match=r"2\.weight takes 6\.94 ms, and \d+\.?\d* at rank \d+ of 32"
+    ):
+        run({"speedup": 1.5, "multiple": 4, "exclude": ("6.weight",)}, profile=profile)
+
+
+def test_ranks_that_are_faster_are_found_where_wide_ones_are_not():
+    """Chains of more than 12 ranks take longer than the layer."""
+
+    def steep(one):
+        wide = one.dim() == 4 and len(one) > 12 and one.shape[2:] == (3, 3) and len(one) < 24
+        return 50.0 if wide else one.numel() / 1e3
+
+    options = {"speedup": 1.5, "multiple": 1, "exclude": ("6.weight",)}
+    _, context = run(options, profile=fake_profile(steep))
+    split = [r for r in context.remarks if r.outcome is Outcome.CHANGED]
+    assert split
+    assert all(r.extra["ms_after"] < r.extra["ms_before"] for r in split)
+    assert all(r.extra["rank"] <= 12 for r in split)
 
 
 def test_faster_layers_say_both_times():
@@ -305,13 +340,12 @@ def test_faster_layers_say_both_times():
 
 def test_a_budget_of_time_is_met_by_the_table():
     profile = fake_profile(lambda one: one.numel() / 1e3)
-    total = 10.0  # of which the three layers take 9.12
     result, context = run(
-        {"latency": 0.5, "multiple": 2}, profile=profile, measure=lambda program, target: total
+        {"latency": 0.5, "multiple": 2}, profile=profile, measure=lambda program, target: 0.0
     )
-    spent = [r for r in context.remarks if r.outcome is Outcome.CHANGED]
-    saved = sum(r.extra["ms_before"] - r.extra["ms_after"] for r in spent)
-    assert saved >= total / 2
+    (note,) = (r for r in context.remarks if r.reason == "latency")
+    assert note.extra["before"] == pytest.approx(9.18, rel=0.01)
+    assert note.extra["after"] <= 0.5 * note.extra["before"]
     assert result.modified
 
 
@@ -334,7 +368,7 @@ def test_few_samples_are_noted_with_how_many_would_do():
     result = split(small(), "ranks={2.weight: 8} positions=2", calibration=batches(12))
     (note,) = (r for r in result.report.remarks if r.reason == "few-samples")
     assert note.extra == {"samples": 24, "features": 32, "needed": 32}
-    assert "32 examples or more would do" in note.detail
+    assert "32 examples would do, or more positions of each" in note.detail
 
 
 def test_it_trains_afterwards():
@@ -350,6 +384,95 @@ def test_it_trains_afterwards():
     assert bool((tensor_of(result.program.module, "2.factors.1.bias") == 0.5).all())
     assert split(program, "ranks={2.weight: 8} tune=none", train=train)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "prune{densities={2.weight: 0.3} exclude=[0.weight, 6.weight]}",
+        "share-weights{bits=3 exclude=[0.weight]}",
+    ],
+)
+def test_weights_in_other_forms_keep_them_while_it_trains(before):
+    program = shohin.optimize(small(), before, drift=False).program
+    loader = [(images(20), torch.arange(20) % 10)]
+    train = shohin.Trainer(loader, epochs=2, learning_rate=0.05)
+    result = split(program, "ranks={0.weight: 8}", train=train)
+    assert result.program.encodings.keys() == program.encodings.keys()
+    for name, encoding in result.program.encodings.items():
+        stored = encoding.materialise()
+        assert torch.equal(stored, tensor_of(result.program.module, name).detach())
+
+
+def test_entries_of_weights_that_are_gone_are_dropped():
+    program = small()
+    dense = Dense(tensor_of(program.module, "0.weight").detach())
+    program = replace(program, encodings={"0.weight": dense})
+    assert not split(program, "ranks={0.weight: 8}").program.encodings
+
+
+def test_a_parameter_called_factors_is_not_in_the_way():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 4, 3, 3))
+            self.factors = nn.Parameter(torch.randn(8, 1, 1))
+
+        def forward(self, x):
+            return torch.nn.functional.conv2d(x, self.weight) * self.factors
+
+    torch.manual_seed(0)
+    program = shohin.capture(Odd(), torch.ones(2, 4, 10, 10))
+    program = replace(program, facts=program.facts | {Fact.BN_FOLDED})
+    result = split(program, "ranks={weight: 4}")
+    assert set(weights(result.program)) == {
+        *("factors", "factors_1.0.weight", "factors_1.1.weight", "factors_1.1.bias")
+    }
+
+
+def test_patterns_pass_over_layers_that_cannot_have_such_a_rank():
+    result = split(small(), "ranks={*: 12}")
+    assert len(changed(result)) == 2
+    details = [r.detail for r in result.report.remarks if r.node == "linear"]
+    assert details == ["6.weight is not split: expected at most 10 of 6.weight, got 12"]
+
+
+def test_what_cannot_be_looked_at_is_not():
+    """Without a budget only layers with ranks are observed: others may have any outputs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5000))
+    program = shohin.capture(model, torch.randn(4, 8), name="wide")
+    program = replace(program, facts=program.facts | {Fact.BN_FOLDED})
+    data = [(torch.randn(50, 8),)]
+    result = split(program, "ranks={0.weight: 4}", calibration=data)
+    assert list(changed(result)) == ["linear"]
+    wide = skipped(split(program, "speedup=1", calibration=data))["linear_1"]
+    assert "has 5,000 outputs, expected at most 4,096" in wide.detail
+
+
+def test_programs_with_a_fixed_batch():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 3))
+    program = shohin.capture(model.eval(), torch.ones(8, 4, 10, 10), dynamic_batch=False)
+    program = replace(program, facts=program.facts | {Fact.BN_FOLDED})
+    data = [(part,) for part in images(40).split(8)]
+    result = split(program, "ranks={0.weight: 5} images=20", calibration=data)
+    assert len(changed(result)) == 1
+
+
+def test_a_relu_counts_through_changes_of_shape():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 16, 3), nn.Flatten(), nn.ReLU(), nn.Linear(1024, 3))
+    program = shohin.capture(model.eval(), torch.ones(2, 4, 10, 10))
+    program = replace(program, facts=program.facts | {Fact.BN_FOLDED})
+    found = changed(split(program, "ranks={0.weight: 5, 3.weight: 2}"))
+    assert "after the ReLU" in found["conv2d"].detail
+    assert "reproduced as it is, without a ReLU: the output reads it" in found["linear"].detail
+
+
+def test_with_room_for_all_nothing_is_split_evenly_either():
+    result = split(small(), "speedup=1 selection=uniform")
+    assert not changed(result)
 
 
 def test_training_that_diverges_is_undone():
@@ -404,8 +527,13 @@ def test_measured_on_this_machine(tmp_path):
         ("ranks={0.weight: 25}", "ranks: expected at most 24 of 0.weight, got 25"),
         ("ranks={0.weigth: 5}", "ranks '0.weigth': expected a convolution or linear weight"),
         ("ranks={0.weight: 5} scheme=3d", "spatial_ranks: scheme=3d needs a rank of 0.weight"),
+        ("inner_ranks={0.weight: 5} scheme=3d", "inner_ranks: does not go together with scheme=3d"),
+        (
+            "ranks={0.weight: 5} inner_ranks={0.weight: 5} scheme=bottleneck",
+            "inner_ranks: expected at most 4 of 0.weight, got 5",
+        ),
         ("tune=all", "tune: 'all' needs a train function, got none"),
-        ("figures=a.txt/x scheme=4d", "expected channel | spatial | 3d"),
+        ("figures=a.txt/x scheme=4d", "expected channel | spatial | 3d | bottleneck"),
     ],
 )
 def test_wrong_options(options, text):

@@ -4,7 +4,6 @@ from torch.nn import functional
 
 from shohin.passes.factoring.energies import rank_choices
 from shohin.passes.factoring.factors import (
-    Chain,
     LayerShape,
     Ranks,
     balanced,
@@ -17,42 +16,60 @@ def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
+def merged(weights):
+    """The weight of the one layer that computes what a chain does."""
+    first, *others = weights
+    for weight in others:
+        if first.dim() == 2:
+            first = weight @ first
+            continue
+        product = torch.einsum("ocab,cihw->oiahbw", weight, first)
+        first = product.flatten(4, 5).flatten(2, 3)
+    return first
+
+
 CHAINS = {
     "channel": [random(4, 3, 3, 5), random(7, 4, 1, 1)],
     "spatial": [random(4, 3, 3, 1), random(7, 4, 1, 5)],
     "3d": [random(4, 3, 3, 1), random(6, 4, 1, 5), random(7, 6, 1, 1)],
+    "bottleneck": [random(2, 3, 1, 1), random(6, 2, 3, 5), random(7, 6, 1, 1)],
 }
 
 
-@pytest.mark.parametrize("weights", CHAINS.values(), ids=CHAINS)
+TAKES = {
+    "channel": [(1, 1), (0, 0)],
+    "spatial": [(1, 0), (0, 1)],
+    "3d": [(1, 0), (0, 1), (0, 0)],
+    "bottleneck": [(0, 0), (1, 1), (0, 0)],
+}
+
+
+@pytest.mark.parametrize("scheme", CHAINS)
 @pytest.mark.parametrize("place", [{}, {"padding": (1, 2)}, {"stride": (2, 3), "dilation": (1, 2)}])
-def test_a_chain_is_the_convolution_with_the_merged_weight(weights, place):
+def test_a_chain_is_the_convolution_with_the_merged_weight(scheme, place):
     x, found = random(2, 3, 16, 18, seed=1), random(2, 3, 16, 18, seed=1)
-    takes = {2: [(1, 1), (0, 0)], 3: [(1, 0), (0, 1), (0, 0)]}[len(weights)]
-    takes = [(1, 0), (0, 1)] if weights[0].shape[3] == 1 and len(weights) == 2 else takes
-    for weight, took in zip(weights, takes, strict=True):
+    weights = CHAINS[scheme]
+    for weight, took in zip(weights, TAKES[scheme], strict=True):
         default = {"padding": 0, "stride": 1, "dilation": 1}
         own = {
             key: tuple(value[axis] if took[axis] else default[key] for axis in range(2))
             for key, value in place.items()
         }
         found = functional.conv2d(found, weight, **own)
-    merged = Chain(tuple(weights), None, ()).merged()
-    assert torch.allclose(found, functional.conv2d(x, merged, **place), atol=1e-9)
+    whole = merged(weights)
+    assert torch.allclose(found, functional.conv2d(x, whole, **place), atol=1e-9)
 
 
 def test_a_chain_of_linear_maps_is_their_product():
     weights = (random(4, 9), random(7, 4))
-    assert torch.allclose(Chain(weights, None, ()).merged(), weights[1] @ weights[0])
+    assert torch.allclose(merged(weights), weights[1] @ weights[0])
 
 
 @pytest.mark.parametrize("weights", CHAINS.values(), ids=CHAINS)
 def test_balancing_changes_norms_and_not_what_is_computed(weights):
     rough = [weights[0] * 1e4, *weights[1:]]
     even = balanced(rough)
-    assert torch.allclose(
-        Chain(even, None, ()).merged(), Chain(tuple(rough), None, ()).merged(), rtol=1e-9
-    )
+    assert torch.allclose(merged(even), merged(rough), rtol=1e-9)
     left = even[-2].flatten(1).norm(dim=1)
     right = even[-1].transpose(0, 1).flatten(1).norm(dim=1)
     assert torch.allclose(left, right, rtol=1e-6)
@@ -69,27 +86,29 @@ def test_channels_of_zeros_stay_as_they_are():
 
 def test_the_vertical_matrix_has_the_rank_of_the_first_filters():
     first, second = CHAINS["spatial"]
-    matrix = vertical_matrix(Chain((first, second), None, ()).merged())
+    matrix = vertical_matrix(merged((first, second)))
     assert torch.linalg.matrix_rank(matrix) == 4
     after = torch.linalg.lstsq(first.flatten(1).mT, matrix).solution
     assert torch.allclose(horizontal_weight(after, 5), second, atol=1e-9)
 
 
 def test_costs_are_those_of_the_layers_of_a_chain():
-    # 5 filters of 3 x 5 over 4 channels; 6 x 8 outputs, 6 x 10 positions after the h x 1.
-    shape = LayerShape(5, 4, (3, 5), 48, 60)
+    # 5 filters of 3 x 5 over 4 channels; 6 x 8 outputs, 6 x 10 after the h x 1, 7 x 10 inputs.
+    shape = LayerShape(5, 4, (3, 5), 48, 60, 70)
     assert shape.weights(Ranks()) == 5 * 4 * 15
     assert shape.macs(Ranks()) == 48 * 5 * 4 * 15
     assert shape.weights(Ranks(channel=2)) == 2 * 4 * 15 + 5 * 2
     assert shape.macs(Ranks(channel=2)) == 48 * (2 * 4 * 15 + 5 * 2)
     assert shape.weights(Ranks(spatial=3)) == 3 * 4 * 3 + 5 * 3 * 5
     assert shape.macs(Ranks(spatial=3)) == 60 * 3 * 4 * 3 + 48 * 5 * 3 * 5
+    narrow = Ranks(channel=2, inner=3)
+    assert shape.macs(narrow) == 70 * 3 * 4 + 48 * (2 * 3 * 15 + 5 * 2)
     both = Ranks(channel=2, spatial=3)
     assert shape.macs(both) == 60 * 3 * 4 * 3 + 48 * (2 * 3 * 5 + 5 * 2)
 
 
 def choices(scheme, multiple=16, kernel=(3, 3), outputs=64, inputs=64):
-    shape = LayerShape(outputs, inputs, kernel, 100, 100)
+    shape = LayerShape(outputs, inputs, kernel, 100, 100, 100)
     return [*rank_choices(shape, scheme, multiple)]
 
 
@@ -111,4 +130,5 @@ def test_layers_without_height_and_width_have_channels_only():
 
 def test_no_chain_is_wider_than_what_comes_in():
     assert all(one.channel <= 3 * one.spatial for one in choices("3d")[1:])
+    assert all(one.channel <= 9 * one.inner for one in choices("bottleneck")[1:])
     assert all(one.spatial < 192 for one in choices("spatial")[1:])

@@ -4,6 +4,7 @@ from torch import nn
 
 import shohin
 from shohin.errors import PassError
+from shohin.ir.program import BATCH, InputSpec
 from shohin.passes.analyses.shapes import shapes
 from shohin.passes.base import Context
 from shohin.passes.factoring.layers import Wanted, find_layers
@@ -87,7 +88,7 @@ def batches():
 
 def test_features_lie_at_the_positions_that_were_observed():
     program, sampling = network(), Sampling(8, 5, 3)
-    layers, given = layers_of(program), FirstImages(batches(), 8)
+    layers, given = layers_of(program), FirstImages(batches(), 8, network().inputs)
     observed = observe(program, layers, given, sampling, silent, with_moments=True)
     places = {node: at for at, node in enumerate(program.graph.nodes)}
     prefixes = Prefixes(program.module, 1 << 20)
@@ -108,7 +109,8 @@ def test_features_lie_at_the_positions_that_were_observed():
 def test_moments_are_those_of_the_columns_of_taps():
     program, sampling = network(), Sampling(8, 1000, 0)
     layers = layers_of(program)
-    seen = observe(program, layers, batches(), sampling, silent, with_moments=True)
+    given = FirstImages(batches(), 8, program.inputs)
+    seen = observe(program, layers, given, sampling, silent, with_moments=True)
     x = torch.cat([one for (one,) in batches()])
     columns = x.unfold(2, 3, 1).unfold(3, 3, 1).permute(0, 2, 3, 5, 1, 4).reshape(-1, 6).double()
     assert torch.allclose(seen[0].moments, columns.mT @ columns, rtol=1e-5)
@@ -116,15 +118,28 @@ def test_moments_are_those_of_the_columns_of_taps():
 
 
 def test_no_more_examples_are_read_than_asked_for():
-    assert [len(x) for (x,) in FirstImages(batches(), 5)] == [3, 2]
-    assert [len(x) for (x,) in FirstImages(batches(), 6)] == [3, 3]
-    assert FirstImages(batches(), 100).count() == 8
+    assert [len(x) for (x,) in FirstImages(batches(), 5, network().inputs)] == [3, 2]
+    assert [len(x) for (x,) in FirstImages(batches(), 6, network().inputs)] == [3, 3]
+    assert FirstImages(batches(), 100, network().inputs).count() == 8
 
 
 def test_responses_that_are_not_finite_are_refused():
     program = network()
-    bad = torch.full((1, 2, 8, 8), float("nan"))
+    given = FirstImages([(torch.full((1, 2, 8, 8), float("nan")),)], 1, program.inputs)
+    layers = layers_of(program)
     with pytest.raises(PassError, match=r"layer '0\.weight': its responses .* are not finite"):
-        observe(
-            program, layers_of(program), [(bad,)], Sampling(1, 5, 0), silent, with_moments=False
-        )
+        observe(program, layers, given, Sampling(1, 5, 0), silent, with_moments=False)
+
+
+def test_batches_of_fixed_size_are_taken_whole():
+    fixed = [InputSpec("x", (4, 2, 8, 8), torch.float32)]
+    given = [(torch.zeros(4, 2, 8, 8),)] * 3
+    assert [len(x) for (x,) in FirstImages(given, 6, fixed)] == [4, 4]
+    lone = [InputSpec("x", (3, 8, 8), torch.float32)]
+    assert FirstImages([(torch.zeros(3, 8, 8),)] * 5, 4, lone).count() == 4
+
+
+def test_only_axes_of_the_batch_are_cut():
+    inputs = [InputSpec("x", (BATCH, 8), torch.float32), InputSpec("t", (6, 6), torch.float32)]
+    (found,) = FirstImages([(torch.zeros(6, 8), torch.zeros(6, 6))], 4, inputs)
+    assert [tuple(one.shape) for one in found] == [(4, 8), (6, 6)]
