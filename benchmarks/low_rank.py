@@ -19,6 +19,7 @@ import low_rank_layers
 import low_rank_networks
 import low_rank_scale
 import low_rank_speed
+import low_rank_tune
 import torch
 
 
@@ -42,6 +43,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "schedules": lambda _: low_rank_layers.measure_schedules(),
     "networks": lambda options: low_rank_networks.measure_networks(resume=options.resume),
     "thin": lambda options: low_rank_networks.measure_thin(resume=options.resume),
+    "tune": lambda _: low_rank_tune.measure_tuning(),
     "speed": lambda options: low_rank_speed.measure_speed(
         tuple(options.networks.split(",")), rounds=25, budget=10.0
     ),
