@@ -7,16 +7,16 @@ from typing import ClassVar, Literal
 
 import torch
 
-from shohin.errors import DivergedError, ShohinWarning, SpecError
-from shohin.ir.encodings import Encoding, Sparse
+from shohin.errors import ShohinWarning, SpecError
+from shohin.ir.encodings import Encoding
 from shohin.ir.program import Fact, Program, weight_names
-from shohin.ir.training import trainable
 from shohin.passes.analyses.cost import cost
 from shohin.passes.analyses.shapes import shapes
 from shohin.passes.base import Context, Pass, PassResult
 from shohin.passes.factoring.chains import Chains, Made
 from shohin.passes.factoring.energies import Energies, energies_of
 from shohin.passes.factoring.factors import Ranks, Scheme
+from shohin.passes.factoring.given import RANK_OPTIONS, GivenRanks
 from shohin.passes.factoring.latency import LatencyTable
 from shohin.passes.factoring.layers import Layer, Wanted, find_layers
 from shohin.passes.factoring.planning import Budget, Planner, Unit
@@ -24,27 +24,17 @@ from shohin.passes.factoring.remarking import remark_layers
 from shohin.passes.factoring.responses import FirstImages, Observed, Sampling, observe
 from shohin.passes.factoring.solvers import Schedule
 from shohin.passes.factoring.splitting import Solver
+from shohin.passes.factoring.tuning import train_factors
 from shohin.passes.pruning.candidates import (
     all_names,
     check_patterns,
     find_candidates,
-    is_plain,
-    value_for_names,
 )
-from shohin.passes.pruning.retraining import stored_encodings
 from shohin.passes.remarks import Reason
-from shohin.passes.training import check_trained, restore, snapshot, trainer_of
 
 _SPEEDUP = 2.0
 _TIME_TOLERANCE = 1.1
 """Of a budget of time: layers take a little less or more beside others than alone."""
-
-_RANKS = {
-    "ranks": ("channel", "3d", "bottleneck"),
-    "spatial_ranks": ("spatial", "3d"),
-    "inner_ranks": ("bottleneck",),
-}
-"""Options that give ranks, and the schemes whose chains have such a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +136,7 @@ class LowRank(Pass):
         for option in ("multiple", "images", "positions"):
             if getattr(self, option) < 1:
                 raise self.invalid_option(option, "1 or more")
-        for option in _RANKS:
+        for option in RANK_OPTIONS:
             for pattern, rank in getattr(self, option).items():
                 if rank < 1:
                     raise SpecError(
@@ -156,7 +146,7 @@ class LowRank(Pass):
         self._check_schedule()
 
     def _check_scheme(self) -> None:
-        for option, schemes in _RANKS.items():
+        for option, schemes in RANK_OPTIONS.items():
             if getattr(self, option) and self.scheme not in schemes:
                 problem = f"does not go together with scheme={self.scheme}"
                 hint = f"choose scheme={' or scheme='.join(schemes)}"
@@ -198,15 +188,19 @@ class LowRank(Pass):
         self.check_context(context)
         candidates = find_candidates(program)
         names = all_names(candidates)
-        for option in (*_RANKS, "exclude"):
+        for option in (*RANK_OPTIONS, "exclude"):
             check_patterns(f"low-rank {option}", getattr(self, option), names)
         layouts = context.analyses.get(shapes, program)
         before = context.analyses.get(cost, program)
         wanted = Wanted(self.exclude, self.scheme == "spatial")
         layers = find_layers(program, candidates, layouts, wanted, context)
-        given = self._given(layers, context)
+        chosen_by_user = GivenRanks(
+            self.scheme, {name: getattr(self, name) for name in RANK_OPTIONS}
+        )
+        given = chosen_by_user.of(layers, context)
         if self._budget_unit is None:
-            layers = self._only_given(layers, given, context)
+            chosen_by_user.remark_others(layers, context)
+            layers = [layer for layer in layers if layer.name in given]
         batches = FirstImages(context.calibration, self.images, program.inputs)
         sampling = Sampling(self.images, self.positions, context.seed)
         observed = self._observe(program, layers, batches, sampling, context)
@@ -234,8 +228,8 @@ class LowRank(Pass):
         )
         made = chains.make()
         program = replace(program, encodings=_encodings_left(program))
-        if made:
-            program = self._tune(program, context)
+        if made and self.tune != "none" and context.train is not None:
+            program = train_factors(program, context)
         remark_layers(layers, planner, chosen, made, before, program, context)
         self._check_time(program, budget, context)
         if self.figures:
@@ -259,56 +253,6 @@ class LowRank(Pass):
         )  # fmt: skip
         return {layer.name: one for layer, one in zip(layers, found, strict=True)}
 
-    def _given(self, layers: Sequence[Layer], context: Context) -> dict[str, Ranks]:
-        """The ranks that the options give layers.
-
-        A pattern may match layers that cannot have such a rank, which a remark says.
-
-        Raises:
-            SpecError: when a rank that is given by name is out of range.
-        """
-        found = {}
-        for layer in layers:
-            ranks, named = self._ranks_of(layer)
-            problem = _out_of_range(layer, ranks)
-            if problem is not None and named:
-                raise SpecError(*problem)
-            if problem is not None:
-                detail = f"{layer.name} is not split: {problem[1]}"
-                context.skipped(layer.node, Reason.NOT_APPLICABLE, detail)
-            elif ranks.split:
-                found[layer.name] = ranks
-        return found
-
-    def _ranks_of(self, layer: Layer) -> tuple[Ranks, bool]:
-        """The ranks of a layer, and whether one of them is given by its name.
-
-        Raises:
-            SpecError: when some of the ranks of its scheme are given and others are not.
-        """
-        flat = not layer.shape.is_spatial
-        wanted = [name for name, schemes in _RANKS.items() if self.scheme in schemes]
-        wanted = ["ranks"] if flat and self.scheme != "spatial" else wanted
-        spellings = layer.candidate.spellings
-        values = {name: value_for_names(spellings, getattr(self, name)) for name in wanted}
-        named = any(one in getattr(self, name) for name in _RANKS for one in spellings)
-        lacking = [name for name, value in values.items() if value is None]
-        if lacking and (len(lacking) < len(wanted) or named):
-            problem = f"scheme={self.scheme} needs a rank of {layer.name} in it, too"
-            raise SpecError(f"low-rank {lacking[0]}", problem)
-        names = ("ranks", "spatial_ranks", "inner_ranks")
-        return Ranks(*(values.get(name) for name in names)), named
-
-    def _only_given(
-        self, layers: Sequence[Layer], given: Mapping[str, Ranks], context: Context
-    ) -> list[Layer]:
-        """The layers with ranks in the options, with a remark on each of the others."""
-        without = [one for one in layers if not self._ranks_of(one)[0].split]
-        for layer in without:
-            detail = f"{layer.name} has no rank in the options"
-            context.skipped(layer.node, Reason.EXCLUDED_BY_OPTION, detail)
-        return [layer for layer in layers if layer.name in given]
-
     @property
     def _budget_unit(self) -> Unit | None:
         """What is budgeted; None where only the ranks of the options count."""
@@ -316,7 +260,7 @@ class LowRank(Pass):
             return "ms"
         if self.parameters is not None:
             return "parameters"
-        if self.speedup is None and any(getattr(self, option) for option in _RANKS):
+        if self.speedup is None and any(getattr(self, option) for option in RANK_OPTIONS):
             return None
         return "macs"
 
@@ -362,35 +306,6 @@ class LowRank(Pass):
             return None
         return Schedule(self.penalties, self.iterations)
 
-    def _tune(self, program: Program, context: Context) -> Program:
-        """Train the split network; when that diverges, it is what it was before.
-
-        Sparse weights train under their masks; those in other forms are not trained.
-        """
-        if self.tune == "none" or context.train is None:
-            return program
-        sparse = {n: e for n, e in program.encodings.items() if is_plain(e)}
-        masks = {name: one.mask for name, one in sparse.items() if isinstance(one, Sparse)}
-        frozen = [name for name in program.encodings if name not in sparse]
-        before = snapshot(program)
-        try:
-            with (
-                trainable(program.module, masks=masks, frozen=frozen),
-                torch.random.fork_rng(devices=[]),
-            ):
-                torch.manual_seed(context.seed)
-                trainer_of(context, "factors", 0)(program.module)
-            check_trained(program, "training of factors")
-        except DivergedError as error:
-            restore(program, before)
-            text = f"{error}; the weights are those before the training"
-            context.noted("diverged", text)
-            warnings.warn(f"low-rank, {text}", ShohinWarning, stacklevel=2)
-        finally:
-            # A training function may have moved the module to an accelerator.
-            program.module.cpu()
-        return replace(program, encodings=stored_encodings(program))
-
     def _draw(
         self,
         layers: Sequence[Layer],
@@ -402,20 +317,6 @@ class LowRank(Pass):
 
         errors = {name: one.error for name, one in made.items() if one.error is not None}
         draw_all(self.figures, layers, energies, chosen, errors)
-
-
-def _out_of_range(layer: Layer, ranks: Ranks) -> tuple[str, str] | None:
-    """Where a rank is given that a layer cannot have, and what is wrong; None where none is."""
-    full = layer.shape.full(ranks)
-    pairs = {
-        "ranks": (ranks.channel, full.channel),
-        "spatial_ranks": (ranks.spatial, full.spatial),
-        "inner_ranks": (ranks.inner, full.inner),
-    }
-    for option, (rank, limit) in pairs.items():
-        if rank is not None and limit is not None and rank > limit:
-            return f"low-rank {option}", f"expected at most {limit} of {layer.name}, got {rank}"
-    return None
 
 
 def _encodings_left(program: Program) -> dict[str, Encoding]:
