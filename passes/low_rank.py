@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -93,7 +94,7 @@ class LowRank(Pass):
         target: where to measure.
         tune: ``auto`` trains the network afterwards where there is a training function, ``all``
             insists on it, ``none`` never does.
-        figures: a folder to draw energies, errors and ranks into; needs matplotlib.
+        figures: draw energies, errors and ranks into the work directory; needs matplotlib.
     """
 
     name: ClassVar[str] = "low-rank"
@@ -119,7 +120,7 @@ class LowRank(Pass):
     compare: Literal["time", "macs"] = "time"
     target: str = "cpu"
     tune: Literal["auto", "all", "none"] = "auto"
-    figures: str = ""
+    figures: bool = False
 
     def validate(self) -> None:
         """Check the ranges of the options, and that they go together."""
@@ -175,7 +176,7 @@ class LowRank(Pass):
         if self.figures:
             from shohin.passes.factoring.figures import check_folder
 
-            check_folder(self.figures)
+            check_folder(context.workdir)
 
     def run(self, program: Program, context: Context) -> PassResult:
         """Split the layers that the options allow, fit their factors, and train.
@@ -232,8 +233,8 @@ class LowRank(Pass):
             program = train_factors(program, context)
         remark_layers(layers, planner, chosen, made, before, program, context)
         self._check_time(program, budget, context)
-        if self.figures:
-            self._draw(layers, energies, chosen, made)
+        if self.figures and context.workdir is not None:
+            self._draw(context.workdir, layers, energies, chosen, made)
         failed = frozenset() if made else self.establishes
         return PassResult(program, modified=bool(made), failed=failed)
 
@@ -308,6 +309,7 @@ class LowRank(Pass):
 
     def _draw(
         self,
+        folder: Path,
         layers: Sequence[Layer],
         energies: Mapping[str, Energies],
         chosen: Mapping[str, Ranks],
@@ -316,7 +318,7 @@ class LowRank(Pass):
         from shohin.passes.factoring.figures import draw_all
 
         errors = {name: one.error for name, one in made.items() if one.error is not None}
-        draw_all(self.figures, layers, energies, chosen, errors)
+        draw_all(folder, layers, energies, chosen, errors)
 
 
 def _encodings_left(program: Program) -> dict[str, Encoding]:

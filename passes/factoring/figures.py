@@ -11,22 +11,23 @@ from shohin.passes.factoring.energies import Energies
 from shohin.passes.factoring.factors import Ranks
 from shohin.passes.factoring.layers import Layer
 
-ENERGY, RANKS, ERRORS = "energy.png", "ranks.png", "errors.png"
+ENERGY, RANKS, ERRORS = "low-rank-energy.png", "low-rank-ranks.png", "low-rank-errors.png"
 
 
-def check_folder(folder: str) -> None:
-    """Refuse a folder that nothing can be drawn into, before anything is computed.
+def check_folder(folder: Path | None) -> None:
+    """Refuse to draw where that cannot be, before anything is computed.
 
     Raises:
-        SpecError: when matplotlib is not installed, or the path is none of a folder.
+        SpecError: when there is no folder, or matplotlib is not installed.
     """
-    check_figure(Path(folder) / ENERGY)
-    if Path(folder).exists() and not Path(folder).is_dir():
-        raise SpecError("low-rank figures", f"expected a folder, got the file '{folder}'")
+    if folder is None:
+        hint = "give workdir=..., or --workdir on the command line"
+        raise SpecError("low-rank figures", "needs a work directory, got none", hint)
+    check_figure(folder / ENERGY)
 
 
 def draw_all(
-    folder: str,
+    folder: Path,
     layers: Sequence[Layer],
     energies: Mapping[str, Energies],
     chosen: Mapping[str, Ranks],
@@ -41,11 +42,11 @@ def draw_all(
         chosen: ranks, by name.
         errors: squared errors of the layers that were fitted, over the squares of the responses.
     """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    _draw_energy(Path(folder) / ENERGY, layers, energies, chosen)
-    _draw_ranks(Path(folder) / RANKS, layers, energies, chosen)
+    folder.mkdir(parents=True, exist_ok=True)
+    _draw_energy(folder / ENERGY, layers, energies, chosen)
+    _draw_ranks(folder / RANKS, layers, energies, chosen)
     named = {layer.name: errors[layer.name] for layer in layers if layer.name in errors}
-    draw_errors(Path(folder) / ERRORS, {"this network": named})
+    draw_errors(folder / ERRORS, {"this network": named})
 
 
 def draw_errors(path: Path, errors: Mapping[str, Mapping[str, float]]) -> None:

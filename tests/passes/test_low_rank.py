@@ -488,9 +488,11 @@ def test_training_that_diverges_is_undone():
 
 
 def test_figures_are_drawn(tmp_path):
-    split(small(), f'speedup=2 multiple=4 figures="{tmp_path}/drawn"')
-    for name in ("energy.png", "ranks.png", "errors.png"):
-        assert (tmp_path / "drawn" / name).stat().st_size > 5000
+    split(small(), "speedup=2 multiple=4 figures=true", workdir=tmp_path)
+    for name in ("energy", "ranks", "errors"):
+        assert (tmp_path / f"low-rank-{name}.png").stat().st_size > 5000
+    with pytest.raises(SpecError, match="low-rank figures: needs a work directory, got none"):
+        split(small(), "figures=true")
 
 
 def test_a_split_network_compiles_to_what_it_computes():
@@ -533,7 +535,7 @@ def test_measured_on_this_machine(tmp_path):
             "inner_ranks: expected at most 4 of 0.weight, got 5",
         ),
         ("tune=all", "tune: 'all' needs a train function, got none"),
-        ("figures=a.txt/x scheme=4d", "expected channel | spatial | 3d | bottleneck"),
+        ("scheme=4d", "expected channel | spatial | 3d | bottleneck"),
     ],
 )
 def test_wrong_options(options, text):
