@@ -20,8 +20,6 @@ SCHEDULES: Mapping[str, str] = {
     "0.1 for 30, 1 for 20": "penalties=[0.1, 1] iterations=[30, 20]",
     "1 for 50": "penalties=[1] iterations=[50]",
     "0.1 for 50": "penalties=[0.1] iterations=[50]",
-    "0.01 for 50": "penalties=[0.01] iterations=[50]",
-    "0.1 for 6, 1 for 4": "penalties=[0.1, 1] iterations=[6, 4]",
     "none: linear for split inputs": "penalties=[1] iterations=[0]",
 }
 _CALIBRATION, _HELD_OUT, _SIZE = 100, 50, 160

@@ -30,6 +30,9 @@ from shohin.passes.factoring.splitting import (
 from shohin.passes.patterns import argument
 from shohin.passes.prefixes import Prefixes
 
+MOST_ALTERNATING = 1024
+"""Outputs up to which the ReLU is fitted: every iteration takes their third power of operations."""
+
 _MEMORY = 1 << 30  # bytes of activations that are kept between layers
 
 
@@ -81,6 +84,9 @@ class Chains:
         inputs = None if self.solver == "weights" else self._inputs()
         split = [layer for layer in self.layers if self.chosen[layer.name].split]
         numbers = {name: number for number, name in enumerate(self.observed)}
+        # Responses take much memory: what is not used is not kept.
+        for name in self.observed.keys() - {layer.name for layer in split}:
+            del self.observed[name]
         made = {}
         for done, layer in enumerate(split):
             self.context.progress(done, len(split), f"factors of {layer.name}")
@@ -111,7 +117,8 @@ class Chains:
             features = read_features(
                 layer, number, values, self.batches, self.sampling, start.features(layer)
             )
-        schedule = self.schedule if layer.rectified else None
+        alternates = layer.rectified and layer.shape.outputs <= MOST_ALTERNATING
+        schedule = self.schedule if alternates else None
         fitted = fit_chain(layer, ranks, start, features, observed, schedule)
         if fitted.scarce:
             self._note_scarce(layer, len(features), features.shape[1])

@@ -6,7 +6,7 @@ from shohin.ir.encodings import Json
 from shohin.ir.program import Program
 from shohin.passes.analyses.cost import Cost, cost
 from shohin.passes.base import Context
-from shohin.passes.factoring.chains import Made
+from shohin.passes.factoring.chains import MOST_ALTERNATING, Made
 from shohin.passes.factoring.factors import Ranks
 from shohin.passes.factoring.layers import Layer
 from shohin.passes.factoring.planning import Planner
@@ -71,6 +71,8 @@ def _remark_split(
         figures["error"] = made.error
         after_what = " after the ReLU" if made.rectified else ""
         parts.append(f"error {100 * made.error:.2f} %{after_what}")
+        if layer.rectified and layer.shape.outputs > MOST_ALTERNATING:
+            parts.append(f"fitted without the ReLU: more than {MOST_ALTERNATING:,} outputs")
         if layer.follows:
             parts.append(f"reproduced as it is, without a ReLU: {layer.follows} reads it")
     if planner.table is not None:

@@ -450,6 +450,15 @@ def test_what_cannot_be_looked_at_is_not():
     assert "has 5,000 outputs, expected at most 4,096" in wide.detail
 
 
+def test_layers_of_very_many_outputs_are_fitted_without_the_relu():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 1100), nn.ReLU(), nn.Linear(1100, 3))
+    program = shohin.capture(model, torch.randn(4, 8), name="wide")
+    program = replace(program, facts=program.facts | {Fact.BN_FOLDED})
+    result = split(program, "ranks={0.weight: 4}", calibration=[(torch.randn(50, 8),)])
+    assert "fitted without the ReLU: more than 1,024 outputs" in changed(result)["linear"].detail
+
+
 def test_programs_with_a_fixed_batch():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 3))

@@ -101,4 +101,4 @@ def _by_rows(planner: Planner, conv: Conv2d, op: Convolution) -> Conv2d:
     geometry = geometry_of(op)
     filter_blocks = conv.filters // LANES
     tile = choose_tile(geometry.output_size[1], filter_blocks, planner.target.registers())
-    return replace(conv, geometry=geometry, tile=tile, plain_input=conv.plain_input)
+    return replace(conv, geometry=geometry, tile=tile)

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from shohin.passes.factoring import regression
 from shohin.passes.factoring.regression import (
     DAMPING,
     SAMPLES_PER_FEATURE,
@@ -18,8 +19,8 @@ def data(features=6, outputs=5, samples=400, seed=0, noise=0.3):
 
 def fit(x, y, rank, prior=None):
     prior = torch.zeros(len(y), len(x), dtype=torch.float64) if prior is None else prior
-    regression = Regression(x.clone(), prior)
-    return regression, regression.fit(*regression.moments(lambda part: y[:, part]), rank)
+    fitted = Regression(x.clone(), prior)
+    return fitted, fitted.fit(*fitted.moments(lambda part: y[:, part]), rank)
 
 
 def error(found, x, y):
@@ -86,8 +87,8 @@ def test_where_features_say_nothing_the_map_stays_as_it_was():
 def test_few_samples_hold_the_map_to_what_it_was():
     x, y = data(features=30, samples=10)
     prior = torch.randn(5, 30, generator=torch.Generator().manual_seed(2)).double()
-    regression, found = fit(x, y, None, prior)
-    assert regression.scarce
+    fitted, found = fit(x, y, None, prior)
+    assert fitted.scarce
     # What lies outside of the samples is not touched.
     centred = (x - x.mean(1, keepdim=True)).double()
     outside = torch.eye(30, dtype=torch.float64) - centred @ torch.linalg.pinv(centred, rtol=1e-5)
@@ -98,9 +99,9 @@ def test_few_samples_hold_the_map_to_what_it_was():
 
 def test_predictions_are_those_of_the_map():
     x, y = data(samples=5000)
-    regression, found = fit(x, y, 2)
+    fitted, found = fit(x, y, 2)
     part = slice(4000, 4100)
-    assert torch.allclose(regression.predict(found, part), found.apply(x[:, part]), atol=1e-4)
+    assert torch.allclose(fitted.predict(found, part), found.apply(x[:, part]), atol=1e-4)
 
 
 def test_factors_are_balanced():
@@ -111,3 +112,16 @@ def test_factors_are_balanced():
     inner = found.inner @ centred
     outer = found.outer.mT @ found.outer
     assert torch.allclose(inner @ inner.mT, outer, rtol=1e-4, atol=1e-6 * float(outer.max()))
+
+
+def test_leading_components_of_large_matrices():
+    """Against the whole decomposition: what is lost beyond the best there is."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(1200, 1200, generator=generator, dtype=torch.float64)).Q
+    spectrum = 1 / torch.arange(1, 1201, dtype=torch.float64) ** 2
+    second = (axes * spectrum) @ axes.mT
+    values, vectors = regression._leading(second, 20)
+    assert torch.allclose(values, spectrum[:20], rtol=1e-6)
+    assert torch.allclose(vectors.mT @ vectors, torch.eye(20, dtype=torch.float64), atol=1e-9)
+    kept = float((vectors.mT @ second @ vectors).trace())
+    assert kept == pytest.approx(float(spectrum[:20].sum()), rel=1e-8)
