@@ -14,7 +14,7 @@ import shohin
 from shohin import zoo
 
 RECIPE = RECIPES["vgg-9 taught"]
-EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 6, 1e-3, 1e-4
+EPOCHS, LEARNING_RATE, WEIGHT_DECAY = 6, 3e-4, 1e-4
 PASSES = "fold-bn, low-rank{speedup=4 scheme=3d exclude=[features.0.weight] compare=macs}"
 _IMAGES = 3000
 
