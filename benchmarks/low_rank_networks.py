@@ -225,7 +225,7 @@ def _draw(by_split: dict[str, dict[str, float]]) -> None:
     axes.set_xlabel("times fewer multiply-accumulates")
     axes.set_ylabel("change of accuracy (points)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(RESULTS / "low_rank_networks.png", dpi=130)
 
 
