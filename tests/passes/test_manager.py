@@ -78,11 +78,11 @@ class Needs(Look):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NeedsLowRank(Look):
+class NeedsTernary(Look):
     """Require a fact that no pass gives."""
 
-    name: ClassVar[str] = "needs-low-rank"
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.LOW_RANK})
+    name: ClassVar[str] = "needs-ternary"
+    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.TERNARY})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +239,8 @@ def test_remarks_are_attributed_to_their_pass(program: Program) -> None:
             "('needs' before it invalidates it); add 'prune' before it",
         ),
         (
-            [NeedsLowRank()],
-            "pass 'needs-low-rank' (1 of 1): requires 'low-rank', which does not hold there; "
+            [NeedsTernary()],
+            "pass 'needs-ternary' (1 of 1): requires 'ternary', which does not hold there; "
             "no known pass establishes it",
         ),
     ],
