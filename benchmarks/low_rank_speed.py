@@ -100,8 +100,8 @@ def _text(program: Any, text: str) -> str:
 def _paper(program: Any, scheme: str) -> str:
     """VGG-16's layers at the ranks of the paper, by singular values of random weights.
 
-    They belong to its 3d form, which leaves the ``3 x 1`` to be chosen: here so that every layer has
-    four times fewer operations.
+    They belong to its 3d form, which leaves the ``3 x 1`` to be chosen: here so that every layer
+    has four times fewer operations.
     """
     weights = [item for item in program.module.named_parameters() if item[1].dim() == 4][1:]
     pairs = [*zip(weights, PAPER_RANKS, strict=True)]

@@ -34,7 +34,8 @@ def milliseconds(program: Program, target: str) -> float:
 def milliseconds_by_module(program: Program, target: str) -> Mapping[str, float]:
     """Median milliseconds of the steps of a compiled program, added up by the module they are from.
 
-    Steps that change the layout of a value go by the value's name. Arguments and errors are those of `milliseconds`.
+    Steps that change the layout of a value go by the value's name. Arguments and errors are those
+    of `milliseconds`.
 
     Raises:
         SpecError: when the target has no profile of steps, too.
