@@ -1,6 +1,7 @@
 """Drawings of how layers were split, by matplotlib where that is installed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from shohin.passes.analyses.figures import check_figure
 from shohin.passes.factoring.energies import Energies
 from shohin.passes.factoring.factors import Ranks
 from shohin.passes.factoring.layers import Layer
+
+_LEAST = 1e-4  # percent that a logarithmic axis begins at
 
 ENERGY, RANKS, ERRORS = "low-rank-energy.png", "low-rank-ranks.png", "low-rank-errors.png"
 
@@ -43,8 +46,12 @@ def draw_all(
         errors: squared errors of the layers that were fitted, over the squares of the responses.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _draw_energy(folder / ENERGY, layers, energies, chosen)
-    _draw_ranks(folder / RANKS, layers, energies, chosen)
+    curves = [
+        _Curve(layer.name, energies[layer.name].channel.tolist(), chosen[layer.name].channel)
+        for layer in layers
+    ]
+    _draw_energy(folder / ENERGY, curves)
+    _draw_ranks(folder / RANKS, curves)
     named = {layer.name: errors[layer.name] for layer in layers if layer.name in errors}
     draw_errors(folder / ERRORS, {"this network": named})
 
@@ -69,55 +76,58 @@ def draw_errors(path: Path, errors: Mapping[str, Mapping[str, float]]) -> None:
     save()
 
 
-def _draw_energy(
-    path: Path,
-    layers: Sequence[Layer],
-    energies: Mapping[str, Energies],
-    chosen: Mapping[str, Ranks],
-) -> None:
+@dataclass(frozen=True)
+class _Curve:
+    """A layer in a drawing.
+
+    Attributes:
+        name: of the layer.
+        kept: share of the energy that each rank keeps.
+        rank: the rank that was chosen, or None.
+    """
+
+    name: str
+    kept: Sequence[float]
+    rank: int | None
+
+    def draw(self, axes: Any, across: Sequence[float], up: Sequence[float]) -> None:
+        """Draw one point for each rank, the chosen one marked."""
+        (line,) = axes.plot(across, up, linewidth=1.2, label=self.name)
+        if self.rank is not None:
+            point = [across[self.rank - 1]], [up[self.rank - 1]]
+            axes.plot(*point, marker="o", color=line.get_color())
+
+
+def _draw_energy(path: Path, curves: Sequence[_Curve]) -> None:
     """Share of the energy that the first components have, with the rank that was chosen."""
     axes, save = _figure(path)
-    for layer in layers:
-        kept = energies[layer.name].channel
-        shares = [100 * (index + 1) / len(kept) for index in range(len(kept))]
-        (line,) = axes.plot(shares, 100 * kept, linewidth=1.2, label=layer.name)
-        rank = chosen[layer.name].channel
-        if rank is not None:
-            point = [shares[rank - 1]], [100 * float(kept[rank - 1])]
-            axes.plot(*point, marker="o", color=line.get_color())
+    for curve in curves:
+        count = len(curve.kept)
+        shares = [100 * (index + 1) / count for index in range(count)]
+        curve.draw(axes, shares, [100 * kept for kept in curve.kept])
     axes.set_xlabel("components kept (% of the filters)")
     axes.set_ylabel("energy of the responses (%)")
-    _legend(axes, layers)
+    _legend(axes, curves)
     save()
 
 
-def _draw_ranks(
-    path: Path,
-    layers: Sequence[Layer],
-    energies: Mapping[str, Energies],
-    chosen: Mapping[str, Ranks],
-) -> None:
+def _draw_ranks(path: Path, curves: Sequence[_Curve]) -> None:
     """What a rank loses of the energy."""
     axes, save = _figure(path)
-    for layer in layers:
-        lost = 100 * (1 - energies[layer.name].channel)
-        ranks = range(1, len(lost) + 1)
-        (line,) = axes.plot(ranks, lost.clamp_min(1e-4), linewidth=1.2, label=layer.name)
-        rank = chosen[layer.name].channel
-        if rank is not None:
-            point = [rank], [max(1e-4, float(lost[rank - 1]))]
-            axes.plot(*point, marker="o", color=line.get_color())
+    for curve in curves:
+        lost = [max(_LEAST, 100 * (1 - kept)) for kept in curve.kept]
+        curve.draw(axes, [*range(1, len(lost) + 1)], lost)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("rank")
     axes.set_ylabel("energy lost (%)")
-    _legend(axes, layers)
+    _legend(axes, curves)
     save()
 
 
-def _legend(axes: Any, layers: Sequence[Layer]) -> None:
-    if layers:
-        axes.legend(fontsize=7, ncols=2 if len(layers) > 12 else 1)
+def _legend(axes: Any, curves: Sequence[_Curve]) -> None:
+    if curves:
+        axes.legend(fontsize=7, ncols=2 if len(curves) > 12 else 1)
 
 
 def _figure(path: Path) -> tuple[Any, Any]:
