@@ -1,5 +1,6 @@
 """Convolutions and linear maps split into factors of low rank."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +35,9 @@ from shohin.passes.pruning.candidates import (
 from shohin.passes.remarks import Reason
 
 _SPEEDUP = 2.0
+_MOST_OUTPUTS = 4096
+"""Of a layer whose responses are looked at: moments of all pairs of them are needed."""
+
 _TIME_TOLERANCE = 1.1
 """Of a budget of time: layers take a little less or more beside others than alone."""
 
@@ -168,7 +172,7 @@ class LowRank(Pass):
             problem = f"'{self.solver}' needs calibration batches, got none"
             hint = "give calibration=[(inputs,), ...], or --data; or choose solver=weights"
             raise SpecError("low-rank solver", problem, hint)
-        if self.latency is not None and (context.measure is None or context.profile is None):
+        if self.latency is not None and context.profile is None:
             raise SpecError("low-rank latency", "there is nothing to measure milliseconds with")
         if self.tune == "all" and context.train is None:
             hint = "give train=shohin.Trainer(loader, epochs=...), or --train on the command line"
@@ -193,7 +197,8 @@ class LowRank(Pass):
             check_patterns(f"low-rank {option}", getattr(self, option), names)
         layouts = context.analyses.get(shapes, program)
         before = context.analyses.get(cost, program)
-        wanted = Wanted(self.exclude, self.scheme == "spatial")
+        most = math.inf if self.solver == "weights" else _MOST_OUTPUTS
+        wanted = Wanted(self.exclude, self.scheme == "spatial", most)
         layers = find_layers(program, candidates, layouts, wanted, context)
         chosen_by_user = GivenRanks(
             self.scheme, {name: getattr(self, name) for name in RANK_OPTIONS}

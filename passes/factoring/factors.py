@@ -13,6 +13,7 @@ A convolution `W` of `d` filters over `c` channels and ``h x w`` taps becomes
 A linear map becomes two linear maps.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -46,6 +47,27 @@ class Ranks:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One convolution, or linear map, of a chain.
+
+    Attributes:
+        outputs: its filters.
+        inputs: its channels.
+        rows: whether its filters have the height of the layer's; they have a height of 1 otherwise.
+        columns: the same of the width.
+    """
+
+    outputs: int
+    inputs: int
+    rows: bool
+    columns: bool
+
+    def kernel(self, own: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of its filters, those of the layer being `own`."""
+        return (own[0] if self.rows else 1, own[1] if self.columns else 1)
+
+
+@dataclass(frozen=True)
 class LayerShape:
     """Sizes of a layer, of which its costs follow.
 
@@ -70,6 +92,18 @@ class LayerShape:
     def is_spatial(self) -> bool:
         """Whether it can be split in height and width."""
         return min(self.kernel) > 1
+
+    def steps(self, ranks: Ranks) -> list[Step]:
+        """What a chain consists of, in the order in which it runs."""
+        widths = [ranks.inner, ranks.spatial, ranks.channel]
+        takes = [(False, False), (True, False), (ranks.spatial is None, True)]
+        found, inputs = [], self.inputs
+        for width, (rows, columns) in zip(widths, takes, strict=True):
+            if width is not None:
+                found.append(Step(width, inputs, rows, columns))
+                inputs = width
+        rows, columns = (False, False) if ranks.channel is not None else takes[2]
+        return [*found, Step(self.outputs, inputs, rows, columns)]
 
     def full(self, ranks: Ranks) -> Ranks:
         """The most that each of the ranks can be, beside the others."""
@@ -99,26 +133,19 @@ class LayerShape:
 
     def weights(self, ranks: Ranks) -> int:
         """Elements of the weights of a chain, biases left out."""
-        return sum(count for count, _ in self._parts(ranks))
+        return sum(self._weights(step) for step in self.steps(ranks))
 
     def macs(self, ranks: Ranks) -> int:
         """Multiply-accumulates of a chain."""
-        return sum(count * positions for count, positions in self._parts(ranks))
+        total, rows, columns = 0, False, False
+        for step in self.steps(ranks):
+            rows, columns = rows or step.rows, columns or step.columns
+            before = self.columns_before if rows else self.input_positions
+            total += self._weights(step) * (self.positions if columns else before)
+        return total
 
-    def _parts(self, ranks: Ranks) -> list[tuple[int, int]]:
-        """Weights and positions of each convolution of a chain."""
-        height, width = self.kernel
-        taps, inputs, parts = height * width, self.inputs, []
-        if ranks.inner is not None:
-            parts.append((ranks.inner * inputs, self.input_positions))
-            inputs = ranks.inner
-        if ranks.spatial is not None:
-            parts.append((ranks.spatial * inputs * height, self.columns_before))
-            taps, inputs = width, ranks.spatial
-        if ranks.channel is not None:
-            parts.append((ranks.channel * inputs * taps, self.positions))
-            taps, inputs = 1, ranks.channel
-        return [*parts, (self.outputs * inputs * taps, self.positions)]
+    def _weights(self, step: Step) -> int:
+        return step.outputs * step.inputs * math.prod(step.kernel(self.kernel))
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +155,12 @@ class Chain:
     Attributes:
         weights: each `[outputs, inputs, height, width]`, or `[outputs, inputs]` of a linear map.
         bias: of the last, `[outputs]`; None where there is none.
-        takes: of each weight, whether it has the layer's rows of taps, and its columns.
+        steps: what each weight is of.
     """
 
     weights: tuple[Tensor, ...]
     bias: Tensor | None
-    takes: tuple[tuple[bool, bool], ...]
+    steps: tuple[Step, ...]
 
 
 def balanced(weights: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from shohin.ir.files import atomic_path
 from shohin.ir.program import Program
 from shohin.passes.analyses.shapes import Shapes
 from shohin.passes.base import Profile
-from shohin.passes.factoring.factors import Ranks
+from shohin.passes.factoring.factors import Ranks, Step
 from shohin.passes.factoring.layers import Layer
 
 _GROUP = 24  # branches compiled together
@@ -131,46 +130,31 @@ class _Branches(nn.Module):
 
 def branch(layer: Layer, ranks: Ranks) -> nn.Module:
     """A layer in a form, its weights zero, with the ReLU that follows."""
-    shape, unfolding = layer.shape, layer.unfolding
-    last: list[nn.Module] = [nn.ReLU()] if layer.rectified else []
+    steps, last = layer.shape.steps(ranks), [nn.ReLU()] if layer.rectified else []
     if layer.linear:
-        widths = [shape.inputs, *([ranks.channel] if ranks.channel else []), shape.outputs]
-        pairs = pairwise(widths)
-        made: list[nn.Module] = [nn.Linear(one, two) for one, two in pairs]
-        return _zeroed(nn.Sequential(*made, *last))
-    left, right, top, bottom = unfolding.margins
+        return _zeroed(nn.Sequential(*(nn.Linear(s.inputs, s.outputs) for s in steps), *last))
+    left, right, top, bottom = layer.unfolding.margins
     pads = [nn.ZeroPad2d((left, right, top, bottom))] if (left, top) != (right, bottom) else []
     padding = (0, 0) if pads else (top, left)
+    convolutions = (_convolution(layer, step, padding) for step in steps)
+    return _zeroed(nn.Sequential(*pads, *convolutions, *last))
 
-    def convolution(inputs: int, outputs: int, rows: bool, columns: bool) -> nn.Module:
-        takes = (rows, columns)
 
-        def pick(own: tuple[int, int], other: int) -> tuple[int, int]:
-            return (own[0] if takes[0] else other, own[1] if takes[1] else other)
+def _convolution(layer: Layer, step: Step, padding: tuple[int, int]) -> nn.Module:
+    """A part of a chain; it moves and pads as the layer where it has its taps."""
+    takes, unfolding = (step.rows, step.columns), layer.unfolding
 
-        return nn.Conv2d(
-            inputs,
-            outputs,
-            pick(shape.kernel, 1),
-            pick(unfolding.stride, 1),
-            pick(padding, 0),
-            pick(unfolding.dilation, 1),
-        )
+    def pick(own: tuple[int, int], other: int) -> tuple[int, int]:
+        return (own[0] if takes[0] else other, own[1] if takes[1] else other)
 
-    parts: list[nn.Module] = []
-    inputs = shape.inputs
-    takes = [(True, True)]
-    if ranks.inner is not None:
-        parts.append(convolution(inputs, ranks.inner, False, False))
-        inputs = ranks.inner
-    if ranks.spatial is not None:
-        parts.append(convolution(inputs, ranks.spatial, True, False))
-        inputs, takes = ranks.spatial, [(False, True)]
-    if ranks.channel is not None:
-        parts.append(convolution(inputs, ranks.channel, *takes[0]))
-        inputs, takes = ranks.channel, [(False, False)]
-    parts.append(convolution(inputs, shape.outputs, *takes[0]))
-    return _zeroed(nn.Sequential(*pads, *parts, *last))
+    return nn.Conv2d(
+        step.inputs,
+        step.outputs,
+        step.kernel(layer.shape.kernel),
+        pick(unfolding.stride, 1),
+        pick(padding, 0),
+        pick(unfolding.dilation, 1),
+    )
 
 
 def _zeroed(module: nn.Module) -> nn.Module:

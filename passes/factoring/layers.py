@@ -1,7 +1,8 @@
 """Which layers can be split, what follows them, and what they cost."""
 
+import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
@@ -24,8 +25,6 @@ _SHAPE_ONLY = frozenset(
         *(torch.ops.aten.flatten.using_ints, torch.ops.aten.dropout.default),
     }
 )
-
-_MOST_OUTPUTS = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +80,12 @@ class Wanted:
     Attributes:
         exclude: names of weights, or shell patterns.
         spatial_only: whether only layers that can be split in height and width are wanted.
+        most_outputs: outputs beyond which moments of all pairs of them are too many.
     """
 
-    exclude: Collection[str] = field(default_factory=tuple)
+    exclude: Collection[str] = ()
     spatial_only: bool = False
+    most_outputs: float = math.inf
 
 
 def find_layers(
@@ -112,7 +113,7 @@ def find_layers(
     return sorted(found, key=lambda layer: order[layer.node])
 
 
-def shape_of(operation: WeightedOperation, weight: Tensor, layouts: Shapes) -> LayerShape:
+def _shape_of(operation: WeightedOperation, weight: Tensor, layouts: Shapes) -> LayerShape:
     """The sizes of a convolution or linear map."""
     output = layouts.of(operation.node)
     outputs = weight.shape[0]
@@ -133,7 +134,7 @@ def _layer(candidate: Candidate, layouts: Shapes) -> Layer:
         candidate,
         operation,
         unfolding_of(operation, weight),
-        shape_of(operation, weight, layouts),
+        _shape_of(operation, weight, layouts),
         rectified,
         "" if rectified else _describe(readers),
     )
@@ -161,12 +162,12 @@ def _obstacle(program: Program, candidate: Candidate, wanted: Wanted) -> tuple[R
     reason = obstacle(program, candidate)
     if reason is not None:
         return reason
-    if name in program.encodings and not isinstance(program.encodings[name], Dense):
-        detail = f"{name} is stored as {program.encodings[name].describe()}"
-        return Reason.ALREADY_ENCODED, detail
-    if candidate.weight.shape[0] > _MOST_OUTPUTS:
-        found = f"{name} has {candidate.weight.shape[0]:,} outputs, expected at most"
-        return Reason.NOT_APPLICABLE, f"{found} {_MOST_OUTPUTS:,}: moments of all pairs are needed"
+    held, outputs = encoding_of(program, name), candidate.weight.shape[0]
+    if not isinstance(held, Dense):
+        return Reason.ALREADY_ENCODED, f"{name} is stored as {held.describe()}"
+    if outputs > wanted.most_outputs:
+        found = f"{name} has {outputs:,} outputs, expected at most {wanted.most_outputs:,}"
+        return Reason.NOT_APPLICABLE, f"{found}: this solver needs moments of all pairs"
     if len(candidate.operations) > 1:
         nodes = ", ".join(one.node.name for one in candidate.operations)
         return Reason.OTHER_USERS, f"{name} is shared by {nodes}"

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Literal, TypeAlias
 
 from shohin.errors import PassError
@@ -74,19 +75,18 @@ class Planner:
             self._measure(chosen)
             return chosen
         choices = {layer.name: self._choices(layer, self.budget.unit) for layer in self.layers}
-        for _ in range(_ROUNDS):
+        for done in count():
             chosen = self._select(choices, self.budget)
             slower = self._slower(chosen)
             if not slower:
-                return chosen
+                break
             for layer in slower:
-                name = layer.name
+                name, options = layer.name, choices[layer.name]
                 self.refused[name] = chosen[name]
-                choices[name] = self._faster(layer, choices[name], chosen[name])
-        # What was refused last is out for good.
-        for name in (layer.name for layer in self._slower(chosen)):
-            choices[name] = choices[name][:1]
-        return self._select(choices, self.budget)
+                # After a while what is refused is out for good, so that this ends.
+                left = self._faster(layer, options, chosen[name]) if done < _ROUNDS else options[:1]
+                choices[name] = left
+        return chosen
 
     def _select(self, choices: Mapping[str, Sequence[Choice]], budget: Budget) -> dict[str, Ranks]:
         now = sum(self._cost(layer, Ranks(), budget.unit) for layer in self.layers)
@@ -147,8 +147,8 @@ class Planner:
         hull = lower_hull(
             [Choice(one, layer.shape.macs(one), energies.loss(one)) for one in forms]
         )[1:]
-        count = min(len(hull), _MEASURED_CHOICES)
-        places = [round(i * (len(hull) - 1) / max(1, count - 1)) for i in range(count)]
+        most = min(len(hull), _MEASURED_CHOICES)
+        places = [round(i * (len(hull) - 1) / max(1, most - 1)) for i in range(most)]
         return [forms[0], *(hull[place].ranks for place in dict.fromkeys(places))]
 
     def _cost(self, layer: Layer, ranks: Ranks, unit: Unit) -> float:

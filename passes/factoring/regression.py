@@ -61,15 +61,15 @@ class Regression:
 
     def __init__(self, features: Tensor, prior: Tensor) -> None:
         self.count = features.shape[1]
-        self.mean = features.double().mean(1) if self.count else torch.zeros(len(features))
-        self.centred = features.sub_(self.mean.float().unsqueeze(1))
+        rounded = features.double().mean(1).float()
+        self.centred = features.sub_(rounded.unsqueeze(1))
         # What rounding left of the mean would reach the cross moments.
-        self.mean = self.mean.float().double() + _mean(self.centred)
+        self.mean = rounded.double() + self.centred.double().mean(1)
         self._prior = prior
         second = second_moments(self.centred)
         self.scarce = self.count < SAMPLES_PER_FEATURE * len(features)
         damping = SCARCE_DAMPING if self.scarce else DAMPING
-        self._pull = damping * float(second.diagonal().mean() if len(second) else 0) or 1.0
+        self._pull = damping * float(second.diagonal().mean()) or 1.0
         second.diagonal().add_(self._pull)
         self._factor = torch.linalg.cholesky(second)
 
@@ -99,15 +99,13 @@ class Regression:
         Args:
             targets: gives float32 `[outputs, samples]` for a range of samples.
         """
-        cross = torch.zeros(0)
-        total = torch.zeros(0)
+        cross = torch.zeros_like(self._prior)
+        total = torch.zeros(len(cross), dtype=torch.float64)
         for part in parts(self.count):
             wanted = targets(part)
-            product = (wanted @ self.centred[:, part].mT).double()
-            sums = wanted.double().sum(1)
-            cross = cross + product if cross.numel() else product
-            total = total + sums if total.numel() else sums
-        return cross, total / max(1, self.count)
+            cross += (wanted @ self.centred[:, part].mT).double()
+            total += wanted.double().sum(1)
+        return cross, total / self.count
 
     def predict(self, found: LowRankMap, part: slice) -> Tensor:
         """Responses of a map that `fit` gave to the features of a range of samples."""
@@ -146,12 +144,6 @@ def _leading(second: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         basis = torch.linalg.qr(second @ basis).Q
     values, vectors = torch.linalg.eigh(basis.mT @ second @ basis)
     return values.flip(0)[:rank], (basis @ vectors).flip(1)[:, :rank]
-
-
-def _mean(columns: Tensor) -> Tensor:
-    return (
-        columns.double().mean(1) if columns.shape[1] else columns.new_zeros(len(columns)).double()
-    )
 
 
 def _offset(found: LowRankMap, mean: Tensor) -> Tensor:

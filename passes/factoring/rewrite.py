@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import fx
 
 from shohin.ir.program import Program, remove_unused_tensors
-from shohin.passes.factoring.factors import Chain
+from shohin.passes.factoring.factors import Chain, Step
 from shohin.passes.factoring.layers import Layer
 from shohin.passes.patterns import Rewriter, argument
 
@@ -34,7 +34,7 @@ def write_chain(program: Program, layer: Layer, chain: Chain, made_by: str) -> t
         bias = None
         if number == last and chain.bias is not None:
             bias = rewriter.add_weight(f"{stem}.{number}.bias", chain.bias.to(dtype), replaces=old)
-        places = () if layer.linear else _places(layer, chain.takes[number])
+        places = () if layer.linear else _places(layer, chain.steps[number])
         data = rewriter.call(cast("Any", old.target), data, reader, bias, *places, replaces=old)
         nodes.append(data)
     rewriter.replace_uses(old, data)
@@ -57,17 +57,12 @@ def _free_stem(program: Program, name: str) -> str:
     return f"{path}.{free}" if path else free
 
 
-def _places(layer: Layer, takes: tuple[bool, bool]) -> tuple[Any, ...]:
-    """Stride, padding and dilation of a part of the chain.
-
-    Args:
-        layer: the layer.
-        takes: whether the part has the layer's rows of taps, and its columns.
-    """
-    node, unfolding = layer.node, layer.unfolding
+def _places(layer: Layer, step: Step) -> tuple[Any, ...]:
+    """Stride, padding and dilation of a part of the chain: the layer's where it has its taps."""
+    unfolding, takes = layer.unfolding, (step.rows, step.columns)
     stride = [own if takes[axis] else 1 for axis, own in enumerate(unfolding.stride)]
     dilation = [own if takes[axis] else 1 for axis, own in enumerate(unfolding.dilation)]
-    padding = argument(node, "padding")
+    padding = argument(layer.node, "padding")
     if not isinstance(padding, str):
         left, _, top, _ = unfolding.margins
         padding = [own if takes[axis] else 0 for axis, own in enumerate((top, left))]

@@ -1,6 +1,6 @@
 """One layer made a chain: the filters of its first step, and the map of low rank after them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -18,16 +18,11 @@ from shohin.passes.factoring.factors import (
     windowed_weight,
 )
 from shohin.passes.factoring.layers import Layer
-from shohin.passes.factoring.regression import LowRankMap, Regression
+from shohin.passes.factoring.regression import Regression
 from shohin.passes.factoring.responses import Observed, bias_of, respond
 from shohin.passes.factoring.solvers import Schedule, relative_error, solve
 
 Solver: TypeAlias = Literal["weights", "linear", "nonlinear", "asymmetric"]
-
-_LAST = (False, False)
-_CHANNEL = ((True, True), _LAST)
-_SPATIAL = ((True, False), (False, True), _LAST)
-_BOTTLENECK = ((False, False), (True, True), _LAST)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,15 +76,15 @@ def _rest(filters: Tensor, moments: Tensor | None, matrix: Tensor) -> Tensor:
 
 def chain_of_weights(layer: Layer, ranks: Ranks) -> Chain:
     """The chain nearest to the weight itself, by truncated singular value decompositions."""
-    start = start_of(layer, ranks, None)
-    prior = start.prior if start.first is not None else layer.rows
+    start = start_of(layer, ranks, None) if ranks != Ranks(ranks.channel) else None
+    first, rows = (None, layer.rows) if start is None else (start.first, start.prior)
     bias = bias_of(layer).double().squeeze(1) if layer.operation.bias is not None else None
     if ranks.channel is None:
-        return _chain(layer, start, None, prior, bias)
-    left, values, right = torch.linalg.svd(prior, full_matrices=False)
+        return _chain(layer, ranks, [first, rows], bias)
+    left, values, right = torch.linalg.svd(rows, full_matrices=False)
     root = values[: ranks.channel].sqrt()
     outer, inner = left[:, : ranks.channel] * root, root.unsqueeze(1) * right[: ranks.channel]
-    return _chain(layer, start, outer, inner, bias)
+    return _chain(layer, ranks, [first, inner, outer], bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,32 +124,24 @@ def fit_chain(
     regression = Regression(features, start.prior)
     found = solve(regression, observed.responses, ranks.channel, schedule)
     error = relative_error(regression, found, observed.responses, rectified=layer.rectified)
-    return Fitted(_of_map(layer, start, found), error, regression.scarce)
-
-
-def _of_map(layer: Layer, start: Start, found: LowRankMap) -> Chain:
-    inner = found.inner
-    if start.first is None:
-        inner = inner @ layer.rows
-    return _chain(layer, start, found.outer, inner, found.bias)
+    inner = found.inner if start.first is not None else found.inner @ layer.rows
+    chain = _chain(layer, ranks, [start.first, inner, found.outer], found.bias)
+    return Fitted(chain, error, regression.scarce)
 
 
 def _chain(
-    layer: Layer, start: Start, outer: Tensor | None, inner: Tensor, bias: Tensor | None
+    layer: Layer, ranks: Ranks, weights: Sequence[Tensor | None], bias: Tensor | None
 ) -> Chain:
-    """The chain of a first step and a map, `inner` being `[rank or outputs, inputs * taps]`."""
-    weights = [] if start.first is None else [start.first]
-    height, width = layer.shape.kernel
-    shape: tuple[int, ...] = (len(inner), *layer.candidate.weight.shape[1:])
-    takes: tuple[tuple[bool, bool], ...] = _CHANNEL
-    if start.first is not None and start.first.shape[2] == 1:
-        shape, takes = (len(inner), len(start.first), height, width), _BOTTLENECK
-    elif start.first is not None:
-        shape, takes = (len(inner), len(start.first), 1, width), _SPATIAL
-    weights.append(inner.reshape(shape))
-    if outer is not None:
-        weights.append(outer if layer.linear else outer.unsqueeze(2).unsqueeze(3))
-    return Chain(balanced(weights), bias, takes[: len(weights)])
+    """The chain of some weights, given as matrices or in their shape; None for steps it has not."""
+    steps = layer.shape.steps(ranks)
+    there = [weight for weight in weights if weight is not None]
+    shaped = [
+        weight.reshape(step.outputs, step.inputs, *step.kernel(layer.shape.kernel))
+        for weight, step in zip(there, steps, strict=True)
+    ]
+    if layer.linear:
+        shaped = [weight.flatten(1) for weight in shaped]
+    return Chain(balanced(shaped), bias, tuple(steps))
 
 
 def _through(filters: Tensor, taps: Tensor) -> Tensor:
