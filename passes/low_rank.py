@@ -64,6 +64,9 @@ class LowRank(Pass):
     layer whose factors are not measured to be faster than it was is left alone, with both times.
     Which layers these are depends on the machine; ``compare=macs`` does not measure.
 
+    Layers that give outputs of the program, as a classifier's last one, stay as they are unless an
+    option has a rank for their very name.
+
     Layers that only ReLUs read are fitted with the ReLU; responses that anything else reads are
     reproduced as they are. Batch normalisation has to be folded before. Where a training function
     is given the network is trained afterwards.
@@ -198,7 +201,12 @@ class LowRank(Pass):
         layouts = context.analyses.get(shapes, program)
         before = context.analyses.get(cost, program)
         most = math.inf if self.solver == "weights" else _MOST_OUTPUTS
-        wanted = Wanted(self.exclude, self.scheme == "spatial", most)
+        wanted = Wanted(
+            exclude=self.exclude,
+            named=[name for option in RANK_OPTIONS for name in getattr(self, option)],
+            spatial_only=self.scheme == "spatial",
+            most_outputs=most,
+        )
         layers = find_layers(program, candidates, layouts, wanted, context)
         chosen_by_user = GivenRanks(
             self.scheme, {name: getattr(self, name) for name in RANK_OPTIONS}

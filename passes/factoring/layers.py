@@ -14,7 +14,12 @@ from shohin.passes.analyses.shapes import Shapes
 from shohin.passes.base import Context
 from shohin.passes.factoring.factors import LayerShape
 from shohin.passes.patterns import weight_name
-from shohin.passes.pruning.candidates import Candidate, is_excluded, obstacle
+from shohin.passes.pruning.candidates import (
+    Candidate,
+    gives_outputs,
+    is_excluded,
+    obstacle,
+)
 from shohin.passes.pruning.unfolding import Unfolding, can_unfold, unfolding_of
 from shohin.passes.remarks import Reason
 
@@ -81,9 +86,11 @@ class Wanted:
         exclude: names of weights, or shell patterns.
         spatial_only: whether only layers that can be split in height and width are wanted.
         most_outputs: outputs beyond which moments of all pairs of them are too many.
+        named: names of weights that are wanted even if they give outputs of the program.
     """
 
     exclude: Collection[str] = ()
+    named: Collection[str] = ()
     spatial_only: bool = False
     most_outputs: float = math.inf
 
@@ -185,6 +192,10 @@ def _obstacle(program: Program, candidate: Candidate, wanted: Wanted) -> tuple[R
             return Reason.OTHER_USERS, f"{bias} is also read by other nodes"
         if not isinstance(encoding_of(program, bias), Dense):
             return Reason.ALREADY_ENCODED, f"{bias} is stored in another form"
+    named = any(one in wanted.named for one in candidate.spellings)
+    if not named and gives_outputs(program, candidate):
+        detail = f"{name} gives outputs of the program, whose errors nothing makes up for; only a"
+        return Reason.NOT_APPLICABLE, f"{detail} rank for '{name}' itself splits it"
     if wanted.spatial_only and (operation.linear or min(candidate.weight.shape[2:]) == 1):
         return Reason.NOT_APPLICABLE, f"{name} has no height and width to split"
     return None

@@ -134,10 +134,20 @@ def test_what_was_measured_is_kept(tmp_path):
 
 
 def test_patterns_pass_over_layers_that_cannot_have_such_a_rank():
-    result = split(small(), "ranks={*: 12}")
-    assert len(changed(result)) == 2
-    details = [r.detail for r in result.report.remarks if r.node == "linear"]
-    assert details == ["6.weight is not split: expected at most 10 of 6.weight, got 12"]
+    result = split(small(), "ranks={*: 28}")
+    assert list(changed(result)) == ["conv2d_1"]
+    details = [r.detail for r in result.report.remarks if r.node == "conv2d"]
+    assert details == ["0.weight is not split: expected at most 24 of 0.weight, got 28"]
+
+
+def test_layers_that_give_outputs_are_split_only_by_their_very_name():
+    left = skipped(split(small(), "ranks={*: 8}"))["linear"]
+    assert left.detail == (
+        "6.weight gives outputs of the program, whose errors nothing makes up for; only a rank "
+        "for '6.weight' itself splits it"
+    )
+    assert "linear" in skipped(split(small(), "speedup=2"))
+    assert list(changed(split(small(), "ranks={6.weight: 8}"))) == ["linear"]
 
 
 def test_what_cannot_be_looked_at_is_not():

@@ -30,8 +30,9 @@ PLACES = {
 
 
 def layers_of(program):
-    layouts = shapes(program)
-    return find_layers(program, find_candidates(program), layouts, Wanted(), Context())
+    candidates = find_candidates(program)
+    wanted = Wanted(named=[name for one in candidates for name in one.spellings])
+    return find_layers(program, candidates, shapes(program), wanted, Context())
 
 
 def captured(model, x):
