@@ -56,6 +56,7 @@ from shohin.ir.serialise import (
 )
 from shohin.ir.shapes import NodeType, TensorType, infer_shapes, symbolic_shapes, tensor_types
 from shohin.ir.sharing import codebook_of, shared
+from shohin.ir.ternary import Ternary
 from shohin.ir.training import trainable
 from shohin.ir.verifier import RULES, Fault, Rule, verify
 
@@ -79,6 +80,7 @@ __all__ = [
     "Sparse",
     "Stage",
     "TensorType",
+    "Ternary",
     "annotate",
     "annotation",
     "annotations",

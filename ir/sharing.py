@@ -14,6 +14,7 @@ from shohin.ir.codebook import Codebook
 from shohin.ir.encodings import Encoding, Sparse
 from shohin.ir.masking import parametrised
 from shohin.ir.program import tensor_of
+from shohin.ir.ternarising import Ternarised
 
 
 class Shared(nn.Module):
@@ -201,12 +202,15 @@ def trained_codebook(module: nn.Module, name: str) -> tuple[Tensor, Tensor]:
 def axes_of(module: nn.Module) -> dict[Tensor, int]:
     """Numbers of axes of the weights that parameters stand for.
 
-    Centroids are a vector; penalties on weights, and none on biases, have to see the weight.
+    Centroids are a vector; penalties on weights, and none on biases, have to see the weight. So
+    are the scales of a ternary weight, which the authors' script penalises as it does weights.
     """
     found: dict[Tensor, int] = {one: one.dim() for one in module.parameters()}
     for part in module.modules():
         if isinstance(part, parametrize.ParametrizationList) and isinstance(part[0], Shared):
             found[part.original] = len(part[0].shape)
+        if isinstance(part, parametrize.ParametrizationList) and isinstance(part[0], Ternarised):
+            found[part[0].scales] = part.original.dim()
     return found
 
 

@@ -32,6 +32,7 @@ _BUILT_IN: Mapping[str, str] = MappingProxyType(
         "prune": "shohin.passes.prune:Prune",
         "remove-dead": "shohin.passes.remove_dead:RemoveDead",
         "share-weights": "shohin.passes.share_weights:ShareWeights",
+        "ternary": "shohin.passes.ternary:TrainTernary",
         "fixed-point": "shohin.passes.fixed_point:ToFixedPoint",
         "entropy-code": "shohin.passes.entropy_code:EntropyCode",
     }

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
+from os import PathLike
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -13,6 +15,7 @@ from shohin.errors import DivergedError, PassError, SpecError
 from shohin.ir.sharing import axes_of
 from shohin.ir.training import trainable
 from shohin.passes.base import Progress
+from shohin.passes.checkpoints import EpochFile
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 
@@ -52,6 +55,11 @@ class Trainer:
         seed: seed of dropout, and of the order of batches where PyTorch draws it.
         progress: called as ``progress(done, total, label)`` after each epoch; passes put their own
             there where there is none.
+        workdir: folder for a file with the state after every epoch, or None for none; passes put
+            their own there where there is none. What it was trained from and how is part of the
+            file's name; data and loss are not, so use another folder when these change.
+        resume: go on after the last whole epoch in `workdir`, to the same weights as without the
+            interruption.
 
     Raises:
         SpecError: when a value is out of range, naming it.
@@ -70,6 +78,8 @@ class Trainer:
     loss: Loss = nn.functional.cross_entropy
     seed: int = 0
     progress: Progress | None = None
+    workdir: str | PathLike[str] | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.loader, Iterable) or isinstance(self.loader, Iterator):
@@ -100,13 +110,22 @@ class Trainer:
             if not weights and not others:
                 raise PassError("trainer", "there is nothing to train: every parameter is frozen")
             optimizer = self._make_optimizer(weights, others)
-            for epoch in range(self.epochs):
+            file = self._epoch_file(module)
+            for epoch in range(file.load(optimizer), self.epochs):
                 where = f"epoch {epoch + 1}"
                 with _last_good(module, where):
                     mean = self._run_epoch(module, optimizer, epoch)
+                file.save(optimizer, epoch + 1)
                 if self.progress is not None:
                     label = f"{where} of {self.epochs}, loss {mean:.4g}"
                     self.progress(epoch + 1, self.epochs, label)
+
+    def _epoch_file(self, module: nn.Module) -> EpochFile:
+        folder = None if self.workdir is None else Path(self.workdir)
+        left_out = ("loader", "loss", "progress", "workdir", "resume")
+        named = (one.name for one in fields(self) if one.name not in left_out)
+        options = repr([(name, getattr(self, name)) for name in named] + [_length(self.loader)])
+        return EpochFile(folder, self.resume, module, options, _generator_of(self.loader))
 
     def _check(self, name: str, fine: bool, expected: str) -> None:
         if not fine:
@@ -177,8 +196,8 @@ def _training(module: nn.Module, seed: int, loader: object) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(seed)
-        generator = getattr(loader, "generator", None)
-        if isinstance(generator, torch.Generator):
+        generator = _generator_of(loader)
+        if generator is not None:
             generator.manual_seed(seed)
         module.train()
         try:
@@ -186,6 +205,12 @@ def _training(module: nn.Module, seed: int, loader: object) -> Iterator[None]:
         finally:
             for part, mode in modes.items():
                 part.training = mode
+
+
+def _generator_of(loader: object) -> torch.Generator | None:
+    """The random numbers that a loader draws from, where they are its own."""
+    found = getattr(loader, "generator", None)
+    return found if isinstance(found, torch.Generator) else None
 
 
 def _decay(schedule: str, done: float) -> float:

@@ -31,6 +31,8 @@ def trainer_of(context: Context, label: str, index: int) -> Train:
         context.progress(done, total, f"{label}: {epoch}")
 
     chosen = replace(train, seed=train.seed + index)
+    if chosen.workdir is None and context.site_filter is None:
+        chosen = replace(chosen, workdir=context.workdir, resume=context.resume)
     return chosen if chosen.progress else replace(chosen, progress=progress)
 
 

@@ -144,6 +144,25 @@ def gives_outputs(program: Program, candidate: Candidate) -> bool:
     return False
 
 
+def reads_inputs(program: Program, candidate: Candidate) -> bool:
+    """Whether an operation of a weight reads an input of the program.
+
+    One does when no convolution without groups, linear map or product with a weight lies between.
+    """
+    own = {operation.node for operation in candidate.operations}
+    constants = _constant_sources(program.graph)
+    waiting = [node for node in program.graph.nodes if node.op == "placeholder"]
+    seen = set(waiting)
+    while waiting:
+        for user in waiting.pop().users:
+            if user in own:
+                return True
+            if user not in seen and not _ends_channels(user, constants):
+                seen.add(user)
+                waiting.append(user)
+    return False
+
+
 def is_plain(encoding: Encoding) -> bool:
     """Whether the elements are stored as they are, all of them or those under a mask."""
     return isinstance(encoding.values if isinstance(encoding, Sparse) else encoding, Dense)

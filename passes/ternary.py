@@ -1,0 +1,177 @@
+"""Trained ternary weights: every weight a learned positive value, zero, or a learned negative."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from shohin.errors import SpecError
+from shohin.ir.program import Fact, Program, Stage
+from shohin.ir.ternarising import Start
+from shohin.ir.ternary import Ternary
+from shohin.passes.analyses.cost import Cost, cost
+from shohin.passes.base import Context, Pass, PassResult
+from shohin.passes.pruning.candidates import (
+    Candidate,
+    all_names,
+    check_patterns,
+    find_candidates,
+    value_for_names,
+)
+from shohin.passes.ternarising.figures import CURVES, check_folder, draw_curves
+from shohin.passes.ternarising.history import History
+from shohin.passes.ternarising.layers import (
+    Choice,
+    StartScales,
+    start_of,
+    usable_layers,
+    without_survivors,
+)
+from shohin.passes.ternarising.training import encoding_figures, train_ternary
+
+_THRESHOLD = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTernary(Pass):
+    """Train the weights of each layer to be one of three values: ``Wp``, 0 and ``-Wn``.
+
+    Trained ternary quantization (Zhu et al., arXiv 1612.01064). While the network trains, every
+    weight has a latent form in full precision. Where that is above a threshold, a share of the
+    layer's largest, the weight is ``Wp``; below the negative threshold it is ``-Wn``; else it is 0.
+    Both scales of a layer are learned by gradient descent, and so are the latent weights, through
+    the ternary ones. Starts from a trained network as well as from a random one. Before::
+
+        %conv2d = aten.conv2d(%x, @conv.weight, padding=[1, 1])
+      weights
+        @conv.weight: float32[16,16,3,3]
+
+    After, two bits say which of the values a weight is::
+
+        %conv2d = aten.conv2d(%x, @conv.weight, padding=[1, 1])
+      weights
+        @conv.weight: float32[16,16,3,3] ternary 61.2% (584 bytes)
+
+    Layers that read inputs of the program and layers that give its outputs stay in full precision,
+    as the article has it. Batch normalisations train as such, so fold them afterwards; the folded
+    scales are stored by row then. A `Trainer` penalises latent weights and scales alike by its
+    weight decay, and biases and normalisations not at all, as the authors' script does. When it
+    diverges, training stops, with a warning, and the state after the last good epoch is kept.
+
+    ``ternary-fit`` makes weights ternary without training.
+
+    Attributes:
+        threshold: share of the largest absolute latent weight of a layer up to which elements are
+            zero, from 0 to below 1; 0.05 in the article.
+        thresholds: the same by weight name or shell pattern.
+        start: ``means`` lets both scales start at the mean absolute weight among those that are
+            not zero, and measures them in it, so that the network begins near to what it was;
+            ``ones`` lets them start at 1, as the authors' script does, which suits networks whose
+            layers are normalised afterwards.
+        keep_first: leave layers that read inputs of the program as they are.
+        keep_last: leave layers that give outputs of the program as they are.
+        exclude: weight names or shell patterns to leave as they are.
+        figures: draw loss, scales and zeros over the epochs into the work directory.
+    """
+
+    name: ClassVar[str] = "ternary"
+    establishes: ClassVar[frozenset[Fact]] = frozenset({Fact.TERNARY})
+    invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.ENTROPY_CODED})
+
+    threshold: float = _THRESHOLD
+    thresholds: dict[str, float] = field(default_factory=dict)
+    start: StartScales = "means"
+    keep_first: bool = True
+    keep_last: bool = True
+    exclude: tuple[str, ...] = ()
+    figures: bool = False
+
+    def validate(self) -> None:
+        """Check the thresholds."""
+        if not 0 <= self.threshold < 1:
+            raise self.invalid_option("threshold", "from 0 to below 1")
+        for pattern, threshold in self.thresholds.items():
+            if not 0 <= threshold < 1:
+                where = f"ternary thresholds '{pattern}'"
+                raise SpecError(where, f"expected from 0 to below 1, got {threshold}")
+
+    def check_context(self, context: Context) -> None:
+        """Refuse to run without a training function, or to draw where that cannot be.
+
+        Raises:
+            SpecError: naming what is missing.
+        """
+        if context.train is None:
+            hint = (
+                "give train=shohin.Trainer(loader, epochs=...), or --train on the command line; "
+                "ternary-fit needs calibration batches only"
+            )
+            raise SpecError("ternary", "needs a train function, got none", hint)
+        if self.figures:
+            check_folder(context.workdir)
+
+    def run(self, program: Program, context: Context) -> PassResult:
+        """Train every convolution and linear weight that the options allow.
+
+        Raises:
+            SpecError: when a pattern matches no weight of a convolution or linear map, or there is
+                no training function.
+            DivergedError: when the training diverges before its first epoch is over.
+        """
+        self.check_context(context)
+        found = find_candidates(program)
+        check_patterns("ternary thresholds", self.thresholds, all_names(found))
+        check_patterns("ternary exclude", self.exclude, all_names(found))
+        choice = Choice(self.exclude, self.keep_first, self.keep_last)
+        layers = self._layers(program, found, choice, context)
+        if not layers:
+            return PassResult(program, modified=False, failed=self.establishes)
+        before = context.analyses.get(cost, program)
+        starts = self._starts(layers)
+        history = History(context.workdir if context.site_filter is None else None)
+        trained = train_ternary(program, starts, history, context)
+        trained = replace(trained, stage=Stage.ANNOTATED)
+        for candidate in layers:
+            _remark(candidate, before, trained, context)
+        if self.figures and context.workdir is not None:
+            draw_curves(context.workdir / CURVES, history.points)
+        return PassResult(trained, modified=True)
+
+    def _layers(
+        self, program: Program, found: Sequence[Candidate], choice: Choice, context: Context
+    ) -> list[Candidate]:
+        usable = usable_layers(program, found, choice, context)
+        thresholds = [self._threshold(one) for one in usable]
+        killed = without_survivors(usable, thresholds, context)
+        return [one for one, none_left in zip(usable, killed, strict=True) if not none_left]
+
+    def _starts(self, layers: Sequence[Candidate]) -> Mapping[str, Start]:
+        def named() -> Iterator[tuple[str, Start]]:
+            for candidate in layers:
+                start = start_of(candidate, self._threshold(candidate), self.start)
+                yield from ((name, start) for name in candidate.names)
+
+        return dict(named())
+
+    def _threshold(self, candidate: Candidate) -> float:
+        given = value_for_names(candidate.spellings, self.thresholds)
+        return self.threshold if given is None else given
+
+
+def _remark(candidate: Candidate, before: Cost, trained: Program, context: Context) -> None:
+    stored = trained.encodings[candidate.name]
+    if not isinstance(stored, Ternary):
+        raise AssertionError("every layer that was trained is ternary")
+    name, figures = candidate.name, encoding_figures(stored)
+    if not stored.nonzeros():
+        context.noted("all-zeros", f"{name} has become all zeros while it trained")
+    spent = before.nodes[candidate.node.name]
+    spared = stored.stored_bytes() - before.weights[name].stored_bytes
+    context.changed(
+        candidate.node,
+        "ternary",
+        f"{name}: {100 * figures['zeros']:.1f}% zeros, the others {figures['positive']:.4g} and "
+        f"{-figures['negative']:.4g}",
+        before=spent.for_remark(),
+        after=replace(spent.for_remark(), stored_bytes=spent.stored_bytes + spared),
+        figures=dict(figures),
+    )
