@@ -6,7 +6,7 @@ As trained ternary quantization makes them (Zhu et al., "Trained Ternary Quantiz
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -84,6 +84,19 @@ class Ternary(Encoding):
         zero = torch.zeros((), dtype=self.dtype)
         below = torch.where(self.codes < 0, -negative.reshape(axes), zero)
         return torch.where(self.codes > 0, positive.reshape(axes), below)
+
+    def times_rows(self, factors: Tensor) -> "Ternary":
+        """The weight whose rows of axis 0 are multiplied by numbers, plainly stored ones.
+
+        Args:
+            factors: a vector; products are computed in float64 and rounded once.
+        """
+        if self.scales.shape == (2,):
+            held = torch.ones_like(factors) if self.rows is None else self.rows.detach()
+            rows = held.double() * factors.double()
+            return replace(self, rows=rows.to(self.dtype))
+        pairs = self.pairs().double() * factors.double().reshape(-1, 1)
+        return replace(self, scales=Dense(pairs.to(self.dtype)), rows=None)
 
     def nonzeros(self) -> int:
         """Number of codes that are not zero."""

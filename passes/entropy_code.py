@@ -13,21 +13,23 @@ from shohin.ir.encodings import Encoding, Json, Sparse
 from shohin.ir.fixed_point import FixedPoint
 from shohin.ir.gaps import gap_codes
 from shohin.ir.program import Fact, Program, Stage, readers, tensor_of, tied_names
+from shohin.ir.ternary import Ternary
 from shohin.passes.base import Context, Pass, PassResult
 from shohin.passes.remarks import NodeCost, Reason
 from shohin.passes.sharing.coding import entropy_coded
 
 _GAP_BITS = range(1, 9)
+_CODED = (Codebook, FixedPoint, Sparse, Ternary)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyCode(Pass):
     """Store indices and gaps in as few bits as their frequencies allow.
 
-    The indices of codebooks, fixed-point integers of at most 8 bits and the gaps between non-zeros
-    are coded apart, each tensor with a table of its own (Deep Compression, arXiv 1510.00149,
-    section 4). Values do not change, and
-    what the coder would not make smaller stays as it is. Biases and normalisations that are stored
+    The indices of codebooks, fixed-point integers of at most 8 bits, the codes of ternary weights
+    and the gaps between non-zeros are coded apart, each tensor with a table of its own (Deep
+    Compression, arXiv 1510.00149, section 4). Values do not change, and what the coder would not
+    make smaller stays as it is. Biases and normalisations that are stored
     as plain numbers have nothing to code, and are passed over in silence. Before::
 
         @fc.weight: float32[10,64] sparse 10.0% of codebook of 32 (232 bytes)
@@ -64,7 +66,7 @@ class EntropyCode(Pass):
             held = encodings.get(names[0])
             if held is None and tensor_of(program.module, names[0]).dim() < 2:
                 continue
-            if held is None or not isinstance(held, (Codebook, FixedPoint, Sparse)):
+            if held is None or not isinstance(held, _CODED):
                 detail = f"{names[0]} is stored as plain numbers"
                 context.skipped(node, Reason.NOT_APPLICABLE, detail)
             elif not context.allows(node.name):
@@ -92,12 +94,11 @@ def _weights(program: Program) -> Iterator[tuple[list[str], fx.Node]]:
             yield tied, node
 
 
-def _unchanged(name: str, held: Codebook | FixedPoint | Sparse) -> tuple[Reason, str]:
+def _unchanged(name: str, held: Codebook | FixedPoint | Sparse | Ternary) -> tuple[Reason, str]:
     """Why a weight stays as it is stored."""
     values = held.values if isinstance(held, Sparse) else held
     stored = f"{name} is stored as {held.describe()}, {held.stored_bytes():,} bytes"
-    kinds = (Codebook, FixedPoint, Sparse)
-    coders = {one.coder for one in (held, values) if isinstance(one, kinds)}
+    coders = {one.coder for one in (held, values) if isinstance(one, _CODED)}
     if coders == {"plain"}:
         return Reason.TOO_SMALL, f"{stored}; coded it would take no fewer"
     return Reason.ALREADY_ENCODED, f"{stored}; coded again it would be the same"
@@ -132,7 +133,7 @@ def _streams(figures: Mapping[str, Json], weights: int) -> str:
         return float(str(figures.get(key, 0)))
 
     parts = []
-    labels = (("index", "indices"), ("integer", "integers"), ("gap", "gaps"))
+    labels = (("index", "indices"), ("integer", "integers"), ("code", "codes"), ("gap", "gaps"))
     for prefix, label in labels:
         if f"{prefix}_coder" in figures:
             sizes = (number(f"{prefix}_bytes"), number(f"{prefix}_entropy_bytes"))
@@ -163,10 +164,16 @@ def stream_figures(encoding: Encoding) -> dict[str, Json]:
         found["integer_coder"] = encoding.coder
         found["integer_entropy_bytes"] = entropy_bits(np.bincount(encoding.symbols())) / 8
         found |= _sizes("integer", encoding)
+    if isinstance(encoding, Ternary):
+        found["code_coder"] = encoding.coder
+        found["code_entropy_bytes"] = entropy_bits(np.bincount(encoding.symbols())) / 8
+        found |= _sizes("code", encoding)
     return found
 
 
 def _sizes(prefix: str, encoding: Encoding) -> dict[str, Json]:
-    names = dict.fromkeys(("gaps", "indices", "values"), "bytes") | {"table": "table_bytes"}
-    names["centroids"] = "codebook_bytes"
+    names = dict.fromkeys(("gaps", "indices", "values", "codes"), "bytes") | {
+        "table": "table_bytes"
+    }
+    names |= {"centroids": "codebook_bytes", "rows": "rows_bytes"}
     return {f"{prefix}_{names[key]}": one.nbytes for key, one in encoding.tensors().items()}

@@ -10,6 +10,7 @@ from torch._ops import OpOverload
 from shohin.errors import PassError
 from shohin.ir.encodings import Dense, Encoding, Sparse
 from shohin.ir.program import Fact, Program, readers, tensor_of
+from shohin.ir.ternary import Ternary
 from shohin.passes.analyses.cost import cost
 from shohin.passes.analyses.normalisation import Affine, affine_of
 from shohin.passes.analyses.operators import (
@@ -89,7 +90,7 @@ class _FoldRule(Rule):
             return NoMatch(Reason.OTHER_USERS, f"{source.name} is used elsewhere as well")
         values = {"operation": operation, "affine": affine, "outputs": True}
         match = Match(node, {"result": result, "data": operation.data}, values)
-        return self._obstacle(node, operation) or match
+        return self._obstacle(node, operation, outputs=True) or match
 
     def _match_after(self, node: fx.Node, result: fx.Node, affine: Affine) -> Match | NoMatch:
         user = single_user(result)
@@ -103,9 +104,11 @@ class _FoldRule(Rule):
             return NoMatch(Reason.NOT_EXACT, f"{user.name} pads with zeros, which are not shifted")
         values = {"operation": operation, "affine": affine, "outputs": False}
         match = Match(node, {"result": result, "data": argument(node, "input")}, values)
-        return self._obstacle(node, operation) or match
+        return self._obstacle(node, operation, outputs=False) or match
 
-    def _obstacle(self, node: fx.Node, operation: WeightedOperation) -> NoMatch | None:
+    def _obstacle(
+        self, node: fx.Node, operation: WeightedOperation, *, outputs: bool
+    ) -> NoMatch | None:
         """Why the weights of an operation cannot take in the normalisation, or None."""
         weight = constant_weight(operation.weight)
         constant_bias = operation.bias is None or constant_weight(operation.bias) is not None
@@ -118,6 +121,8 @@ class _FoldRule(Rule):
         for name in (weight_name(operation.weight), weight_name(operation.bias)):
             held = self.encodings.get(name or "")
             values = held.values if isinstance(held, Sparse) else held
+            if isinstance(values, Ternary) and outputs and not operation.transposed:
+                continue
             if values is not None and not isinstance(values, Dense):
                 return NoMatch(Reason.ALREADY_ENCODED, f"{name} is stored as {values.describe()}")
         return None
@@ -127,7 +132,9 @@ class _FoldRule(Rule):
         outputs: bool = match.values["outputs"]
         before = _sum(self._costs[operation.node.name], self._costs[match.root.name])
         weight, bias = _fold(operation, match.values["affine"], outputs=outputs)
-        weight_node = self._store(rewriter, operation, operation.weight, weight)
+        weight_node = self._store(
+            rewriter, operation, operation.weight, weight, match.values["affine"].scale
+        )
         bias_node = self._store_bias(rewriter, operation, bias)
         parts = {"input": match.nodes["data"], "weight": weight_node, "bias": bias_node}
         made = _remake(rewriter, operation.node, parts, replaces=(operation.node, match.root))
@@ -139,11 +146,21 @@ class _FoldRule(Rule):
         return Change("folded", detail, before, self._costs[made.name])
 
     def _store(
-        self, rewriter: Rewriter, operation: WeightedOperation, source: fx.Node, value: Tensor
+        self,
+        rewriter: Rewriter,
+        operation: WeightedOperation,
+        source: fx.Node,
+        value: Tensor,
+        scale: Tensor | None = None,
     ) -> fx.Node:
         """Give the operation a new weight or bias: its own, or a copy where others read it too."""
         name = str(source.target)
         held = self.encodings.get(name)
+        ternary = (
+            held.times_rows(scale) if isinstance(held, Ternary) and scale is not None else None
+        )
+        if ternary is not None:
+            value = ternary.materialise()
         if isinstance(held, Sparse):
             # 0 times a negative scale is -0.0, which no stored element stands for.
             value = value.masked_fill(~held.mask, 0.0)
@@ -154,6 +171,8 @@ class _FoldRule(Rule):
         if isinstance(held, Sparse):
             sparse = Sparse.from_dense(value, held.mask, held.gap_bits)
             self.encodings[str(source.target)] = sparse
+        elif ternary is not None:
+            self.encodings[str(source.target)] = ternary
         elif held is not None:
             self.encodings[str(source.target)] = Dense(value)
         return source
@@ -248,7 +267,8 @@ class FoldBatchNorm(Pass):
     ``s = gamma / sqrt(variance + eps)`` and ``t = beta - mean * s``. After an operation of weight
     W and bias b it becomes the weight ``s W`` and the bias ``s b + t``. Before one it becomes
     ``W s`` and ``b + W t``, which is exact only where no zeros are padded beside the shifted
-    input. Weights are computed in float64 and rounded once; a sparse weight keeps its mask.
+    input. Weights are computed in float64 and rounded once; a sparse weight keeps its mask, and the
+    scales of a ternary one become those of its rows.
     Before::
 
         %conv2d = aten.conv2d(%x, @conv.weight, padding=[1, 1])

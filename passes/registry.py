@@ -33,6 +33,7 @@ _BUILT_IN: Mapping[str, str] = MappingProxyType(
         "remove-dead": "shohin.passes.remove_dead:RemoveDead",
         "share-weights": "shohin.passes.share_weights:ShareWeights",
         "ternary": "shohin.passes.ternary:TrainTernary",
+        "ternary-fit": "shohin.passes.ternary_fit:FitTernary",
         "fixed-point": "shohin.passes.fixed_point:ToFixedPoint",
         "entropy-code": "shohin.passes.entropy_code:EntropyCode",
     }

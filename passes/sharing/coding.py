@@ -12,6 +12,7 @@ from shohin.ir.encodings import Encoding, Sparse
 from shohin.ir.fixed_point import MOST_CODED_BITS, FixedPoint
 from shohin.ir.gaps import codes_of, gaps_of, likely_gap_bits
 from shohin.ir.program import Program, encoding_of, tied_names
+from shohin.ir.ternary import Ternary
 
 _TRIED_WIDTHS = 3
 
@@ -35,6 +36,9 @@ def entropy_coded(
         return encoding if coder == encoding.coder else replace(encoding, coder=coder)
     if isinstance(encoding, FixedPoint) and encoding.bits <= MOST_CODED_BITS:
         coder, _ = smallest(encoding.symbols().astype(np.uint8), 1 << encoding.bits, coders)
+        return encoding if coder == encoding.coder else replace(encoding, coder=coder)
+    if isinstance(encoding, Ternary):
+        coder, _ = smallest(encoding.symbols(), 3, coders)
         return encoding if coder == encoding.coder else replace(encoding, coder=coder)
     if isinstance(encoding, Sparse):
         return _coded_sparse(encoding, coders, gap_bits)

@@ -161,7 +161,7 @@ def _assign_group(problem: Problem, group: int, centroids: Tensor) -> Tensor:
     """All rows of a group, which share an order and an inverse."""
     hessian = problem.hessian[group]
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    factor = _inverse_factor(hessian[order][:, order])
+    factor = inverse_factor(hessian[order][:, order])
     rows = problem.start[problem.groups == group][:, order]
     found = torch.empty(rows.shape, dtype=torch.int64)
     for column in range(rows.shape[1]):
@@ -189,7 +189,7 @@ def _assign_sparse(hessians: Tensor, rows: Tensor, kept: Tensor, centroids: Tens
     smaller = submatrices(hessians, torch.arange(len(rows)), order)
     smaller *= used.unsqueeze(1) & used.unsqueeze(2)
     smaller.diagonal(dim1=1, dim2=2).add_((~used).double())
-    factor, left = _inverse_factor(smaller), rows.gather(1, order)
+    factor, left = inverse_factor(smaller), rows.gather(1, order)
     chosen = torch.empty(order.shape, dtype=torch.int64)
     for column in range(order.shape[1]):
         chosen[:, column], error = _round(left[:, column], centroids)
@@ -205,7 +205,7 @@ def _round(values: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     return chosen, values - centroids[chosen]
 
 
-def _inverse_factor(hessians: Tensor) -> Tensor:
+def inverse_factor(hessians: Tensor) -> Tensor:
     """`U` with ``H^-1 = U^T U``.
 
     Its row `j`, over its diagonal, is what the rounding of element `j` asks of those after it.

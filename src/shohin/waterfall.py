@@ -10,11 +10,12 @@ from shohin.ir.fixed_point import FixedPoint
 from shohin.ir.gaps import best_gap_bits
 from shohin.ir.program import single_bytes
 from shohin.ir.serialise import ProgramFile
+from shohin.ir.ternary import Ternary
 from shohin.tables import Grid
 
 STEPS = ("as captured", "pruned", "quantised", "in the file")
 _NAMED = 8
-_QUANTISED = (Codebook, FixedPoint)
+_QUANTISED = (Codebook, FixedPoint, Ternary)
 
 
 @dataclass(frozen=True)
