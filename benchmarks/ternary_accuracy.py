@@ -58,7 +58,7 @@ def _resnet(depth: int, most: float) -> Recipe:
         images=f"{name}-cifar10jpeg",
         pretrained=f"{name}-cifar10jpeg",
         epochs=30,
-        learning_rate=0.05,
+        learning_rate=0.02,
         most=most,
     )
 
@@ -78,7 +78,8 @@ RECIPES = {
     "resnet-20": _resnet(20, 0.7),
     "resnet-32": _resnet(32, 0.3),
 }
-PASSES = "ternary"
+FITTED = "ternary{start=fitted}"
+_CALIBRATION = 512
 
 
 def train(networks: Iterable[str], parts: Iterable[Part]) -> None:
@@ -165,7 +166,8 @@ def _make_ternary(name: str, recipe: Recipe, images: Images) -> nn.Module:
         folder = _folder(name, "ternary")
         result = shohin.optimize(
             program,
-            PASSES,
+            FITTED if recipe.pretrained else "ternary",
+            calibration=images.calibration(_CALIBRATION, 0),
             train=_trainer(name, "ternary", recipe, images),
             workdir=folder,
             resume=True,

@@ -39,6 +39,20 @@ def atomic_path(path: str | PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those that it lies in, where they are missing.
+
+    Raises:
+        ArtifactError: when that cannot be done.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        hint = "choose a folder that you may write to"
+        raise ArtifactError(str(path), f"cannot be made: {reason}", hint) from error
+
+
 def _make_temporary(target: Path) -> Path:
     if target.is_dir():
         raise IsADirectoryError(21, "Is a directory", str(target))

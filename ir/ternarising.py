@@ -20,11 +20,13 @@ class Start:
 
     Attributes:
         threshold: share of the largest absolute latent weight; elements up to it are zero.
-        unit: what the two scales are multiples of; they start at 1.
+        unit: what the two scales are multiples of.
+        scales: where the two scales start.
     """
 
     threshold: float
     unit: float
+    scales: tuple[float, float] = (1.0, 1.0)
 
 
 def ternary_codes(latent: Tensor, threshold: float) -> Tensor:
@@ -61,8 +63,12 @@ class Ternarised(nn.Module):
     def __init__(self, start: Start, like: Tensor) -> None:
         super().__init__()
         self.start = start
-        self.scales = nn.Parameter(torch.ones(2, dtype=like.dtype, device=like.device))
+        self.scales = nn.Parameter(like.new_tensor(start.scales))
         self.finished = False
+
+    def extra_repr(self) -> str:
+        """What no tensor tells: threshold and unit."""
+        return f"threshold={self.start.threshold!r}, unit={self.start.unit!r}"
 
     def forward(self, latent: Tensor) -> Tensor:
         """The dense weight."""
@@ -132,12 +138,17 @@ def ternarised(module: nn.Module, starts: Mapping[str, Start]) -> Iterator[dict[
 
 def frozen(module: nn.Module, holders: Mapping[str, Ternarised]) -> dict[str, Ternary]:
     """What weights inside of `ternarised` are stored as, by name."""
-    found = {}
-    for name, holder in holders.items():
+    return {name: holders[name].freeze(one) for name, one in latent_weights(module, holders)}
+
+
+def latent_weights(
+    module: nn.Module, holders: Mapping[str, Ternarised]
+) -> Iterator[tuple[str, Tensor]]:
+    """What stands for weights inside of `ternarised`, by name."""
+    for name in holders:
         path, _, leaf = name.rpartition(".")
         stand_ins: Any = module.get_submodule(path).parametrizations
-        found[name] = holder.freeze(stand_ins[leaf].original)
-    return found
+        yield name, stand_ins[leaf].original
 
 
 @contextmanager

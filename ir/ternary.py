@@ -43,9 +43,12 @@ class Ternary(Encoding):
     def __post_init__(self) -> None:
         if self.codes.dtype != torch.int8:
             raise SpecError("ternary codes", f"expected int8, got {self.codes.dtype}")
-        if self.codes.numel() and int(self.codes.abs().max()) > 1:
-            low, high = int(self.codes.min()), int(self.codes.max())
+        # Not by absolute values: that of the least int8 is itself.
+        low, high = map(int, self.codes.aminmax()) if self.codes.numel() else (0, 0)
+        if low < -1 or high > 1:
             raise SpecError("ternary codes", f"expected -1, 0 and 1, got {low} to {high}")
+        if not self.dtype.is_floating_point:
+            raise SpecError("ternary scales", f"expected a floating-point type, got {self.dtype}")
         count = self.codes.shape[0] if self.codes.dim() else 1
         if self.scales.shape not in ((2,), (count, 2)):
             expected = f"expected shape (2,) or ({count}, 2)"
@@ -82,7 +85,7 @@ class Ternary(Encoding):
         positive, negative = self.pairs().unbind(1)
         axes = (-1, *[1] * (self.codes.dim() - 1)) if self.codes.dim() else ()
         zero = torch.zeros((), dtype=self.dtype)
-        below = torch.where(self.codes < 0, -negative.reshape(axes), zero)
+        below = torch.where(self.codes < 0, zero - negative.reshape(axes), zero)
         return torch.where(self.codes > 0, positive.reshape(axes), below)
 
     def times_rows(self, factors: Tensor) -> "Ternary":
@@ -95,7 +98,9 @@ class Ternary(Encoding):
             held = torch.ones_like(factors) if self.rows is None else self.rows.detach()
             rows = held.double() * factors.double()
             return replace(self, rows=rows.to(self.dtype))
-        pairs = self.pairs().double() * factors.double().reshape(-1, 1)
+        pairs = self.scales.materialise().detach().double() * factors.double().reshape(-1, 1)
+        if self.rows is not None:
+            pairs = pairs * self.rows.detach().double().reshape(-1, 1)
         return replace(self, scales=Dense(pairs.to(self.dtype)), rows=None)
 
     def nonzeros(self) -> int:

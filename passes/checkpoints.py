@@ -2,28 +2,30 @@
 
 import hashlib
 import json
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from shohin.errors import ArtifactError, ShohinWarning
-from shohin.ir.files import atomic_path
+from shohin.ir.files import atomic_path, make_folder
 
 _RANDOM, _GENERATOR = "random", "generator"
+_BROKEN = (SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError)
 
 
 class EpochFile:
     """The file that holds a training as it was after its last whole epoch.
 
-    It holds tensors and text, no pickle, and is written whole or not at all. Its name tells the
-    weights that the training started from and its options apart; data and loss cannot be compared,
-    so use another folder when these change.
+    It holds tensors and text, no pickle, and is written whole or not at all. Its name tells apart
+    the weights that the training started from, what is computed with them, and the options; data
+    and loss cannot be compared, so use another folder when these change.
 
     Args:
         folder: where it lies, made where it is missing; None when nothing is kept.
@@ -52,32 +54,36 @@ class EpochFile:
     def load(self, optimizer: torch.optim.Optimizer) -> int:
         """Bring module, optimiser and random numbers to what was saved.
 
-        A file that is broken is reported with a `ShohinWarning`, and nothing is changed.
+        A file that is broken is reported with a `ShohinWarning`, and nothing is changed. The folder
+        is made where it is missing, so that one that cannot be is reported before the training.
 
         Returns:
             The number of epochs that were done.
+
+        Raises:
+            ArtifactError: when the folder cannot be made.
         """
-        if self._path is None or not self._resume or not self._path.exists():
+        if self._path is None:
             return 0
+        make_folder(self._path.parent)
+        if not self._resume or not self._path.exists():
+            return 0
+        wanted = _tensors(self._module)
         try:
-            with safe_open(self._path, "pt") as file:
-                epochs = int(json.loads(file.metadata()["epochs"]))
-                saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            wanted = dict(_tensors(self._module))
-            state = {name: saved[f"module/{name}"] for name in wanted}
-            if any(state[name].shape != one.shape for name, one in wanted.items()):
-                raise ValueError("the shapes of its tensors are not those of the module")
-            random = saved[_RANDOM]
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            epochs, saved = _read(self._path)
+            state = {name: _like(saved[f"module/{name}"], one) for name, one in wanted.items()}
+            optimized = _optimizer_state(optimizer, wanted, saved)
+            self._check_random(saved)
+        except _BROKEN as error:
             text = f"{self._path.name} is not used, and the training starts anew: {error}"
             warnings.warn(text, ShohinWarning, stacklevel=2)
             return 0
         with torch.no_grad():
             for name, one in wanted.items():
                 one.copy_(state[name])
-        _load_optimizer(optimizer, saved)
-        torch.set_rng_state(random)
-        if self._generator is not None and _GENERATOR in saved:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": optimized})
+        torch.set_rng_state(saved[_RANDOM])
+        if self._generator is not None:
             self._generator.set_state(saved[_GENERATOR])
         return epochs
 
@@ -89,47 +95,97 @@ class EpochFile:
         """
         if self._path is None:
             return
-        saved = {f"module/{name}": one for name, one in _tensors(self._module)}
-        saved |= dict(_optimizer_tensors(optimizer))
+        named = _tensors(self._module)
+        saved = {f"module/{name}": one for name, one in named.items()}
+        saved |= dict(_optimizer_tensors(optimizer, named))
         saved[_RANDOM] = torch.get_rng_state()
         if self._generator is not None:
             saved[_GENERATOR] = self._generator.get_state()
         # Tied parameters share memory, which the format refuses.
         copies = {name: one.detach().cpu().contiguous().clone() for name, one in saved.items()}
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ArtifactError(str(self._path.parent), f"cannot be made: {error}") from error
-        with atomic_path(self._path) as temporary:
-            save_file(copies, temporary, {"epochs": json.dumps(epochs)})
+            with atomic_path(self._path) as temporary:
+                save_file(copies, temporary, {"epochs": json.dumps(epochs)})
+        except SafetensorError as error:
+            raise ArtifactError(str(self._path), f"cannot be written: {error}") from error
+
+    def _check_random(self, saved: Mapping[str, Tensor]) -> None:
+        """Refuse what is no state of random numbers, before anything is changed."""
+        torch.Generator().set_state(saved[_RANDOM])
+        if self._generator is not None:
+            torch.Generator(self._generator.device).set_state(saved[_GENERATOR])
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers; those that the state dictionary leaves out as well."""
-    yield from module.named_parameters()
-    yield from module.named_buffers()
+def _read(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """Number of epochs that were done, and tensors by name."""
+    with safe_open(path, "pt") as file:
+        epochs = json.loads((file.metadata() or {})["epochs"])
+        if not isinstance(epochs, int) or epochs < 0:
+            raise ValueError(f"expected a number of epochs, got {epochs!r}")
+        return epochs, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _like(found: Tensor, wanted: Tensor) -> Tensor:
+    """A tensor of the shape and element type of another."""
+    if found.shape != wanted.shape or found.dtype != wanted.dtype:
+        raise ValueError("the shapes of its tensors are not those of the module")
+    return found
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those that the state dictionary leaves out as well, tied ones once.
+
+    Sorted by name, since the order in which a graph module holds them is another in every process.
+    """
+    named = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+    first: dict[Tensor, str] = {}
+    for name in sorted(named):
+        first.setdefault(named[name], name)
+    return {name: one for one, name in first.items()}
 
 
 def _fingerprint(module: nn.Module, options: str) -> str:
     digest = hashlib.sha256(options.encode())
-    for name, one in _tensors(module):
-        digest.update(f"{name} {one.dtype} {list(one.shape)}".encode())
+    digest.update(_structure(module).encode())
+    for name, one in _tensors(module).items():
+        digest.update(f"{name} {one.dtype} {list(one.shape)} {one.requires_grad}".encode())
         flat = one.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
     return digest.hexdigest()
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for index, state in optimizer.state_dict()["state"].items():
-        for key, value in state.items():
+def _structure(module: nn.Module) -> str:
+    """What a module says of its parts and of its graph: probabilities, thresholds, flags."""
+    parts = sorted(module.named_modules(remove_duplicate=False), key=lambda named: named[0])
+    said = [f"{name} {type(part).__name__} {part.extra_repr()}" for name, part in parts]
+    code = module.code if isinstance(module, fx.GraphModule) else ""
+    # Addresses are others in every process.
+    return re.sub(r"\b0x[0-9a-f]+", "", "\n".join([*said, code]))
+
+
+def _optimizer_tensors(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in named.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, Tensor):
-                yield f"optimizer/{index}/{key}", value
+                yield f"optimizer/{key}/{name}", value
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
+def _optimizer_state(
+    optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor], saved: Mapping[str, Tensor]
+) -> dict[int, dict[str, Any]]:
+    """By number of parameter, what an optimiser keeps of it: tensors of its shape, and counts."""
+    parameters = (one for group in optimizer.param_groups for one in group["params"])
+    places = {one: index for index, one in enumerate(parameters)}
     states: dict[int, dict[str, Any]] = {}
-    for name, one in saved.items():
-        kind, *place = name.split("/")
-        if kind == "optimizer":
-            states.setdefault(int(place[0]), {})[place[1]] = one
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    for path, one in saved.items():
+        if path.startswith("optimizer/"):
+            _, key, name = path.split("/", 2)
+            if one.dim() and one.shape != named[name].shape:
+                raise ValueError("the shapes of its tensors are not those of the optimiser")
+            states.setdefault(places[named[name]], {})[key] = one
+    return states

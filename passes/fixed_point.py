@@ -6,11 +6,11 @@ from typing import ClassVar, Literal
 
 from shohin.errors import DivergedError, ShohinWarning, SpecError
 from shohin.ir.fixed_point import LEAST_BITS, MOST_BITS, Rounding
-from shohin.ir.program import Fact, Program, tensor_of
+from shohin.ir.program import Fact, Program, encoding_of, tensor_of
 from shohin.ir.serialise import content_hash
 from shohin.passes.analyses.cost import cost
 from shohin.passes.base import Context, Pass, PassResult
-from shohin.passes.fixed.equalise import equalise
+from shohin.passes.fixed.equalise import equalise, kept_by_encodings
 from shohin.passes.fixed.graph import FixedGraph, Site
 from shohin.passes.fixed.job import Fixed, Job, choose_widths_of, finished
 from shohin.passes.fixed.remarking import map_names, remark
@@ -60,6 +60,9 @@ class ToFixedPoint(Pass):
     added to. Sums are exact: a layer whose sums could exceed 32 bits is computed with wider ones,
     and a note says so. Results that only float operators read, as those of a classifier, are not
     rounded to `data` bits.
+
+    Ternary weights stay ternary: their two values, or those of each row, are rounded, and no code
+    changes.
 
     Operators without an integer form stay as they are, between conversions, and remarks say why.
     Put fold-bn before, so that no normalisation is among them. In PyTorch the program computes
@@ -160,6 +163,9 @@ class ToFixedPoint(Pass):
         for pair in equalise(program) if self.equalise else ():
             detail = f"{pair.first.node.name} and {pair.second.node.name} have ranges alike"
             context.noted("equalised", detail)
+        for name in kept_by_encodings(program) if self.equalise else ():
+            held = encoding_of(program, name).describe()
+            context.noted("not-equalised", f"{name} is stored as {held}: its range stays")
         job = self._job(program, candidates, context)
         fixed = job.fix(self._choose_widths(job) if self.bits == "auto" else {}, context)
         if fixed is None:

@@ -118,11 +118,13 @@ class _FoldRule(Rule):
         rank = len(self._layouts.tensors[node.name][0].shape)
         if rank != weight.dim():
             return NoMatch(Reason.NOT_EXACT, f"axis 1 is no channel of {operation.node.name}")
-        for name in (weight_name(operation.weight), weight_name(operation.bias)):
+        rows = outputs and not operation.transposed
+        for source in (operation.weight, operation.bias):
+            name = weight_name(source)
             held = self.encodings.get(name or "")
-            values = held.values if isinstance(held, Sparse) else held
-            if isinstance(values, Ternary) and outputs and not operation.transposed:
+            if isinstance(held, Ternary) and source is operation.weight and rows:
                 continue
+            values = held.values if isinstance(held, Sparse) else held
             if values is not None and not isinstance(values, Dense):
                 return NoMatch(Reason.ALREADY_ENCODED, f"{name} is stored as {values.describe()}")
         return None

@@ -1,10 +1,13 @@
 """Trained ternary weights: every weight a learned positive value, zero, or a learned negative."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from torch import Tensor
+
 from shohin.errors import SpecError
+from shohin.ir.encodings import Json
 from shohin.ir.program import Fact, Program, Stage
 from shohin.ir.ternarising import Start
 from shohin.ir.ternary import Ternary
@@ -26,7 +29,9 @@ from shohin.passes.ternarising.layers import (
     usable_layers,
     without_survivors,
 )
-from shohin.passes.ternarising.training import encoding_figures, train_ternary
+from shohin.passes.ternarising.remarking import remark_ternary
+from shohin.passes.ternarising.starting import fitted_starts
+from shohin.passes.ternarising.training import train_ternary
 
 _THRESHOLD = 0.05
 
@@ -61,12 +66,13 @@ class TrainTernary(Pass):
 
     Attributes:
         threshold: share of the largest absolute latent weight of a layer up to which elements are
-            zero, from 0 to below 1; 0.05 in the article.
+            zero, from 0 to below 1; none for 0.05, as in the article, or for what is fitted.
         thresholds: the same by weight name or shell pattern.
         start: ``means`` lets both scales start at the mean absolute weight among those that are
-            not zero, and measures them in it, so that the network begins near to what it was;
-            ``ones`` lets them start at 1, as the authors' script does, which suits networks whose
-            layers are normalised afterwards.
+            not zero, and measures them in it; ``ones`` lets them start at 1, as the authors' script
+            does, which suits networks whose layers are normalised afterwards; ``fitted`` begins
+            with what ``ternary-fit`` finds for whole layers, thresholds included, which needs
+            calibration batches and a trained network, and takes the fewest epochs.
         keep_first: leave layers that read inputs of the program as they are.
         keep_last: leave layers that give outputs of the program as they are.
         exclude: weight names or shell patterns to leave as they are.
@@ -77,7 +83,7 @@ class TrainTernary(Pass):
     establishes: ClassVar[frozenset[Fact]] = frozenset({Fact.TERNARY})
     invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.ENTROPY_CODED})
 
-    threshold: float = _THRESHOLD
+    threshold: float | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
     start: StartScales = "means"
     keep_first: bool = True
@@ -87,12 +93,16 @@ class TrainTernary(Pass):
 
     def validate(self) -> None:
         """Check the thresholds."""
-        if not 0 <= self.threshold < 1:
+        if self.threshold is not None and not 0 <= self.threshold < 1:
             raise self.invalid_option("threshold", "from 0 to below 1")
         for pattern, threshold in self.thresholds.items():
             if not 0 <= threshold < 1:
                 where = f"ternary thresholds '{pattern}'"
                 raise SpecError(where, f"expected from 0 to below 1, got {threshold}")
+        if self.start == "fitted" and (self.threshold is not None or self.thresholds):
+            option = "thresholds" if self.thresholds else "threshold"
+            hint = "give one of the two"
+            raise SpecError(f"ternary {option}", "does not go together with 'start=fitted'", hint)
 
     def check_context(self, context: Context) -> None:
         """Refuse to run without a training function, or to draw where that cannot be.
@@ -106,6 +116,10 @@ class TrainTernary(Pass):
                 "ternary-fit needs calibration batches only"
             )
             raise SpecError("ternary", "needs a train function, got none", hint)
+        if self.start == "fitted" and next(iter(context.calibration), None) is None:
+            hint = "give calibration=[(inputs,), ...], or --data on the command line"
+            problem = "'fitted' needs calibration batches, got none"
+            raise SpecError("ternary start", problem, hint)
         if self.figures:
             check_folder(context.workdir)
 
@@ -126,9 +140,9 @@ class TrainTernary(Pass):
         if not layers:
             return PassResult(program, modified=False, failed=self.establishes)
         before = context.analyses.get(cost, program)
-        starts = self._starts(layers)
+        starts, latent = self._starts(program, layers, context)
         history = History(context.workdir if context.site_filter is None else None)
-        trained = train_ternary(program, starts, history, context)
+        trained = train_ternary(program, starts, latent, history, context)
         trained = replace(trained, stage=Stage.ANNOTATED)
         for candidate in layers:
             _remark(candidate, before, trained, context)
@@ -144,34 +158,31 @@ class TrainTernary(Pass):
         killed = without_survivors(usable, thresholds, context)
         return [one for one, none_left in zip(usable, killed, strict=True) if not none_left]
 
-    def _starts(self, layers: Sequence[Candidate]) -> Mapping[str, Start]:
-        def named() -> Iterator[tuple[str, Start]]:
-            for candidate in layers:
-                start = start_of(candidate, self._threshold(candidate), self.start)
-                yield from ((name, start) for name in candidate.names)
-
-        return dict(named())
+    def _starts(
+        self, program: Program, layers: Sequence[Candidate], context: Context
+    ) -> tuple[dict[str, Start], dict[str, Tensor]]:
+        """Where weights start, under all their names; and latent weights other than theirs."""
+        starts = {one: start_of(one, self._threshold(one), self.start) for one in layers}
+        latent = {}
+        if self.start == "fitted":
+            for candidate, fitted in fitted_starts(program, layers, context):
+                starts[candidate] = fitted.start
+                latent[candidate.name] = fitted.latent
+        return {name: start for one, start in starts.items() for name in one.names}, latent
 
     def _threshold(self, candidate: Candidate) -> float:
         given = value_for_names(candidate.spellings, self.thresholds)
-        return self.threshold if given is None else given
+        plain = _THRESHOLD if self.threshold is None else self.threshold
+        return plain if given is None else given
 
 
 def _remark(candidate: Candidate, before: Cost, trained: Program, context: Context) -> None:
     stored = trained.encodings[candidate.name]
     if not isinstance(stored, Ternary):
         raise AssertionError("every layer that was trained is ternary")
-    name, figures = candidate.name, encoding_figures(stored)
     if not stored.nonzeros():
-        context.noted("all-zeros", f"{name} has become all zeros while it trained")
-    spent = before.nodes[candidate.node.name]
-    spared = stored.stored_bytes() - before.weights[name].stored_bytes
-    context.changed(
-        candidate.node,
-        "ternary",
-        f"{name}: {100 * figures['zeros']:.1f}% zeros, the others {figures['positive']:.4g} and "
-        f"{-figures['negative']:.4g}",
-        before=spent.for_remark(),
-        after=replace(spent.for_remark(), stored_bytes=spent.stored_bytes + spared),
-        figures=dict(figures),
-    )
+        context.noted("all-zeros", f"{candidate.name} has become all zeros while it trained")
+    positive, negative = stored.pairs()[0].tolist()
+    detail = f"the others {positive:.4g} and {-negative:.4g}"
+    figures: dict[str, Json] = {"positive": positive, "negative": negative}
+    remark_ternary(candidate, stored, detail, figures, before, context)

@@ -1,5 +1,6 @@
 """Ternary weights without training: fitted to what layers respond on calibration data."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from shohin.errors import SpecError
 from shohin.ir.encodings import Dense
 from shohin.ir.program import Fact, Program, Stage
 from shohin.ir.ternary import Ternary
-from shohin.passes.analyses.cost import Cost, cost
+from shohin.passes.analyses.cost import cost
 from shohin.passes.base import Context, Pass, PassResult
 from shohin.passes.pruning.candidates import (
     Candidate,
@@ -18,16 +19,12 @@ from shohin.passes.pruning.candidates import (
     check_patterns,
     find_candidates,
 )
-from shohin.passes.pruning.moments import Sampling
 from shohin.passes.pruning.reconstruction import Layer, Surgeon, find_layers, unsupported
 from shohin.passes.sharing.compensation import with_bias, without_bias
-from shohin.passes.ternarising.fitting import Fit, Scales, fit_ternary
+from shohin.passes.ternarising.fitting import Fit, Plain, Scales, best_threshold, fit_ternary
 from shohin.passes.ternarising.layers import Choice, usable_layers
-
-_DAMPING = 0.01
-_POSITIONS = 1024
-_COHERENCE = 4.0
-_MEMORY = 1 << 30  # bytes of activations that are kept between layers
+from shohin.passes.ternarising.remarking import remark_ternary
+from shohin.passes.ternarising.surgery import surgeon_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +46,9 @@ class FitTernary(Pass):
       weights
         @conv.weight: float32[16,16,3,3] ternary 61.2% by row (648 bytes)
 
-    Batch normalisation has to be folded before, so that biases can be corrected. Layers that read
-    inputs of the program and layers that give its outputs stay in full precision.
+    Layers that are neither conv2d nor linear, or very wide, are fitted to their weights alone, with
+    a note. Batch normalisation has to be folded before, so that biases can be corrected. Layers
+    that read inputs of the program and layers that give its outputs stay in full precision.
 
     Attributes:
         scales: ``row`` for one absolute value for each output channel, ``layer`` for a positive and
@@ -95,32 +93,54 @@ class FitTernary(Pass):
         found = find_candidates(program)
         check_patterns("ternary-fit exclude", self.exclude, all_names(found))
         choice = Choice(self.exclude, self.keep_first, self.keep_last)
-        usable = [
-            one
-            for one in usable_layers(program, found, choice, context)
-            if _can_fit(program, one, context)
-        ]
+        usable = usable_layers(program, found, choice, context)
         if not usable:
             return PassResult(program, modified=False, failed=self.establishes)
         before = context.analyses.get(cost, program)
-        surgeon = Surgeon(
-            program,
-            list(context.calibration),
-            _DAMPING,
-            Sampling(_POSITIONS, context.seed, _COHERENCE),
-            _MEMORY,
-        )
-        by_name = {one.name: one for one in usable}
+        made = dict(self._make(program, usable, context))
         encodings = dict(program.encodings)
-        for done, layer in enumerate(find_layers(program, list(by_name))):
-            context.progress(done, len(by_name), f"responses of {layer.name}")
-            candidate = by_name[layer.name]
-            made, lost = self._fit(surgeon, layer)
-            encodings |= dict.fromkeys(candidate.names, made)
-            _remark(candidate, made, lost, before, context)
+        for candidate in usable:
+            encoding, lost = made[candidate.name]
+            encodings |= dict.fromkeys(candidate.names, encoding)
+            detail = (
+                "fitted to the weights"
+                if lost is None
+                else f"{100 * lost:.1f}% of the responses lost"
+            )
+            remark_ternary(candidate, encoding, detail, {"lost": lost}, before, context)
         return PassResult(
             replace(program, encodings=encodings, stage=Stage.ANNOTATED), modified=True
         )
+
+    def _make(
+        self, program: Program, usable: Sequence[Candidate], context: Context
+    ) -> Iterator[tuple[str, tuple[Ternary, float | None]]]:
+        """Write the ternary weights; by name, with the share of the responses that is lost."""
+        obstacles = {one.name: unsupported(program, one) for one in usable}
+        # Before anything is written, since what it holds against is the program as it is now.
+        surgeon = surgeon_of(program, context)
+        # Layers after them make up for the errors of those that are not looked at, too.
+        for candidate in usable:
+            obstacle = obstacles[candidate.name]
+            if obstacle is not None:
+                context.noted("weights", f"{obstacle[1]}; it is fitted to its weights alone")
+                yield candidate.name, (self._fit_weights(candidate), None)
+        looked_at = [name for name, obstacle in obstacles.items() if obstacle is None]
+        for done, layer in enumerate(find_layers(program, looked_at)):
+            context.progress(done, len(looked_at), f"responses of {layer.name}")
+            yield layer.name, self._fit(surgeon, layer)
+
+    def _fit_weights(self, candidate: Candidate) -> Ternary:
+        """The ternary weight of least squared error of the weights, which is written."""
+        weight = candidate.weight.detach()
+        # Rows of a transposed convolution's weight are no output channels.
+        scales: Scales = "layer" if candidate.transposed else self.scales
+        rows = weight.flatten(1)
+        wide = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+        made = _encoded(best_threshold(Plain(wide), scales), weight, scales)
+        with torch.no_grad():
+            candidate.weight.copy_(made.materialise())
+        return made
 
     def _fit(self, surgeon: Surgeon, layer: Layer) -> tuple[Ternary, float]:
         """The ternary weight, which is written, and the share of the responses that is lost."""
@@ -133,31 +153,8 @@ class FitTernary(Pass):
         return made, 1 - float(fit.gain.sum()) / reached if reached > 0 else 0.0
 
 
-def _can_fit(program: Program, candidate: Candidate, context: Context) -> bool:
-    found = unsupported(program, candidate)
-    if found is not None:
-        context.skipped(candidate.node, *found)
-    return found is None
-
-
 def _encoded(fit: Fit, weight: Tensor, scales: Scales) -> Ternary:
     codes, dtype = fit.codes.reshape(weight.shape), weight.dtype
     if scales == "row":
         return Ternary(codes, Dense(torch.ones(2, dtype=dtype)), fit.pairs[:, 0].to(dtype))
     return Ternary(codes, Dense(fit.pairs[0].to(dtype)))
-
-
-def _remark(
-    candidate: Candidate, made: Ternary, lost: float, before: Cost, context: Context
-) -> None:
-    spent = before.nodes[candidate.node.name]
-    spared = made.stored_bytes() - before.weights[candidate.name].stored_bytes
-    zeros = 1 - made.density
-    context.changed(
-        candidate.node,
-        "ternary",
-        f"{candidate.name}: {100 * zeros:.1f}% zeros, {100 * lost:.1f}% of the responses lost",
-        before=spent.for_remark(),
-        after=replace(spent.for_remark(), stored_bytes=spent.stored_bytes + spared),
-        figures={"zeros": zeros, "lost": lost, "code_bits": made.code_bits()},
-    )

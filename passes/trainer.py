@@ -104,6 +104,7 @@ class Trainer:
                 epoch leaves is. Weights and statistics are then those from before that epoch.
             PassError: when no parameter asks for gradients.
             SpecError: when the loader gives no batches, or something else than batches.
+            ArtifactError: when the file in `workdir` cannot be written.
         """
         with _training(module, self.seed, self.loader):
             weights, others = _split(module)
@@ -113,7 +114,7 @@ class Trainer:
             file = self._epoch_file(module)
             for epoch in range(file.load(optimizer), self.epochs):
                 where = f"epoch {epoch + 1}"
-                with _last_good(module, where):
+                with _last_good(module, epoch):
                     mean = self._run_epoch(module, optimizer, epoch)
                 file.save(optimizer, epoch + 1)
                 if self.progress is not None:
@@ -231,19 +232,25 @@ def _split(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
 
 
 @contextmanager
-def _last_good(module: nn.Module, where: str) -> Iterator[None]:
-    """Bring weights and statistics back when a training diverges, or leaves what is not finite."""
+def _last_good(module: nn.Module, epochs: int) -> Iterator[None]:
+    """Bring weights and statistics back when a training diverges, or leaves what is not finite.
+
+    Args:
+        module: what is trained.
+        epochs: how many have gone well.
+    """
     before = {name: one.clone() for name, one in _state(module)}
     try:
         yield
         for name, one in _state(module):
             if _diverged(before[name], one):
                 plain = name.replace("parametrizations.", "").removesuffix(".original")
-                problem = f"{plain} is NaN or infinite after {where}"
+                problem = f"{plain} is NaN or infinite after epoch {epochs + 1}"
                 raise DivergedError("trainer", problem, "try a lower learning rate")
-    except DivergedError:
+    except DivergedError as error:
         for name, one in _state(module):
             one.copy_(before[name])
+        error.epochs = epochs
         raise
 
 

@@ -1,9 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 import shohin
 from shohin.errors import ArtifactError, SpecError
+from shohin.ir.program import Stage, set_tensor
+from shohin.ir.serialise import save_program
+from shohin.ir.ternary import Ternary
 from shohin.waterfall import STEPS, draw_waterfall, waterfall
 
 COMPRESSION = "prune{density=0.1}, share-weights{bits=4}, entropy-code"
@@ -59,6 +64,23 @@ def test_integers_are_counted_before_they_are_coded(tmp_path):
     assert weight.original == weight.pruned == 4 * 200 * 150
     assert bits // 8 <= weight.quantised <= bits // 8 + 16
     assert weight.stored < weight.quantised
+
+
+@pytest.mark.parametrize("coder", ["plain", "huffman"])
+def test_ternary_weights_are_quantised_ones(tmp_path, coder):
+    program = shohin.capture(nn.Linear(200, 150, bias=False), (torch.ones(2, 200),))
+    drawn = torch.rand(150, 200, generator=torch.Generator().manual_seed(0))
+    codes = (drawn < 0.1).to(torch.int8)
+    held = replace(Ternary.of(codes, 0.25, 0.5, torch.float32), coder=coder)
+    set_tensor(program.module, "weight", held.materialise())
+    encoded = replace(program, encodings={"weight": held}, stage=Stage.ANNOTATED)
+    save_program(encoded, tmp_path / "net.shohin")
+    (weight,) = waterfall(tmp_path / "net.shohin").falls
+    assert (weight.original, weight.pruned) == (120_000, 120_000)
+    assert weight.quantised == 30_000 // 4 + 8
+    # Its checksum and the frame of its section come on top.
+    assert 0 < weight.stored - held.stored_bytes() < 64
+    assert (weight.stored < weight.quantised) == (coder == "huffman")
 
 
 def test_what_passes_removed_counts(tmp_path):

@@ -68,15 +68,23 @@ def decode_symbols(tensors: Mapping[str, Tensor], alphabet: int, coder: str, cou
     """The symbols that `encode_symbols` was given.
 
     Raises:
-        SpecError: when the coder is unknown, or the bytes are not of so many symbols.
+        SpecError: when the coder is unknown, or the bytes are none, or not of so many symbols.
         KeyError: when a tensor is missing.
     """
-    stream = tensors["stream"].numpy()
+    stream = _bytes(tensors["stream"])
     if coder == "plain":
         return unpack_bits(stream, width_of(alphabet), count).astype(np.uint8)
     if coder not in _METHODS:
         raise SpecError("coder", f"expected {', '.join(CODERS)}, got '{coder}'")
-    return _METHODS[coder].decode(tensors["table"].numpy(), stream, alphabet, count)
+    return _METHODS[coder].decode(_bytes(tensors["table"]), stream, alphabet, count)
+
+
+def _bytes(tensor: Tensor) -> Bytes:
+    if tensor.dtype != torch.uint8 or tensor.dim() != 1:
+        found = f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+        raise SpecError("coded symbols", f"expected a vector of bytes, got {found}")
+    held: Bytes = tensor.numpy()
+    return held
 
 
 def coded_bytes(symbols: Bytes, alphabet: int, coder: Coder) -> int:

@@ -34,6 +34,9 @@ _NAMES = (
     "values/centroids",
     "values/indices",
     "values/table",
+    "codes",
+    "rows",
+    "scales/values",
 )
 _SPELLED = 255
 _MOST_AXES = 64

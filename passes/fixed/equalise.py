@@ -52,14 +52,28 @@ def equalise(program: Program) -> list[Pair]:
     return [changed[index] for index in sorted(changed)]
 
 
+def kept_by_encodings(program: Program) -> list[str]:
+    """Weights of such pairs that stay as they are because they are stored in an encoding."""
+    found: dict[str, None] = {}
+    for pair in _neighbours(program):
+        names = [weight_name(one.weight) for one in (pair.first, pair.second)]
+        found |= {name: None for name in names if name is not None and name in program.encodings}
+    return [*found]
+
+
 def _pairs(program: Program) -> Iterator[Pair]:
+    for pair in _neighbours(program):
+        if all(_is_own(program, one) for one in (pair.first, pair.second)):
+            yield pair
+
+
+def _neighbours(program: Program) -> Iterator[Pair]:
     for node in program.graph.nodes:
         second = weighted_operation(node)
         first = None if second is None else _producer(second.data)
         if first is None or second is None or first.transposed or second.transposed:
             continue
-        if all(_is_own(program, one) for one in (first, second)):
-            yield Pair(first, second)
+        yield Pair(first, second)
 
 
 def _producer(data: fx.Node) -> WeightedOperation | None:

@@ -10,6 +10,7 @@ from shohin.passes.fixed.calibration import Chosen
 from shohin.passes.fixed.forms import Average, Weighted
 from shohin.passes.fixed.graph import Site
 from shohin.passes.fixed.job import Fixed
+from shohin.passes.fixed.stored import lost_values
 from shohin.passes.fixed.sums import SUM_BITS, largest_window, weighted_sums
 from shohin.passes.patterns import argument, weight_name
 
@@ -27,6 +28,7 @@ def remark(fixed: Fixed, before: Cost, after: Program, context: Context) -> None
         _remark_map(site, found, context)
         if isinstance(site.form, Weighted):
             _remark_layer(site, before, after, context)
+            _remark_lost(site, fixed, context)
         if isinstance(site.form, Average):
             _remark_sums(site, largest_window(site), context)
 
@@ -70,6 +72,16 @@ def _remark_layer(
         figures={"weight_fractions": [*fractions], "largest_sum": largest},
     )
     _remark_sums(site, largest, context)
+
+
+def _remark_lost(site: Site, fixed: Fixed, context: Context) -> None:
+    """Say which values of a ternary weight are zero now: a coarse grid takes all of their codes."""
+    name = str(weight_name(argument(site.node, "weight")))
+    stored, found = encoding_of(fixed.graph.program, name), fixed.rounder.encodings[name]
+    lost = lost_values(stored, found)
+    if lost:
+        text = f"{name}: {lost} of the values of its rows are rounded to 0"
+        context.noted("rounded-to-zero", text, values=lost)
 
 
 def _remark_sums(site: Site, largest: float, context: Context) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from shohin.ir.codebook import Codebook
 from shohin.ir.encodings import Dense, Encoding, Sparse
 from shohin.ir.fixed_point import FixedPoint, quantize
+from shohin.ir.ternary import Ternary
 
 
 def rounded_weight(weight: Tensor, bits: int, fractions: Sequence[int]) -> Tensor:
@@ -29,6 +30,8 @@ def rounded_weight(weight: Tensor, bits: int, fractions: Sequence[int]) -> Tenso
 def can_encode(stored: Encoding) -> bool:
     """Whether a weight in that encoding can be stored in fixed point."""
     inner = stored.values if isinstance(stored, Sparse) else stored
+    if isinstance(inner, Ternary):
+        return isinstance(inner.scales, Dense)
     return isinstance(inner, (Dense, Codebook))
 
 
@@ -51,6 +54,8 @@ def encoded(
     """
     if isinstance(stored, (Dense, FixedPoint)):
         return FixedPoint.from_values(weight, bits, fractions)
+    if isinstance(stored, Ternary):
+        return _encoded_ternary(stored, bits, fractions)
     if len(fractions) > 1:
         return None
     if isinstance(stored, Sparse):
@@ -60,3 +65,26 @@ def encoded(
         centroids = quantize(stored.centroids, bits, fractions[0], symmetric=True)
         return replace(stored, centroids=centroids)
     return None
+
+
+def lost_values(stored: Encoding, found: Encoding) -> int:
+    """How many values of the rows of a ternary weight rounding made zero; 0 for other weights.
+
+    Args:
+        stored: how it was stored before.
+        found: how it is stored with its values rounded.
+    """
+    if not isinstance(stored, Ternary) or not isinstance(found, Ternary):
+        return 0
+    return int(((stored.pairs() != 0) & (found.pairs() == 0)).sum())
+
+
+def _encoded_ternary(stored: Ternary, bits: int, fractions: Sequence[int]) -> Ternary:
+    """The same codes; the two values are on the grid, of all rows or of each."""
+    pairs = stored.pairs()
+    if len(fractions) > 1:
+        pairs = pairs.expand(len(fractions), 2)
+    values = rounded_weight(pairs, bits, fractions)
+    if len(values) == 1:
+        values = values[0]
+    return replace(stored, scales=FixedPoint.from_values(values, bits, fractions), rows=None)

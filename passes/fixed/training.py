@@ -86,7 +86,8 @@ def train_rounded(
 ) -> None:
     """Train a calibrated fixed-point network through the user's `train`, in place.
 
-    Weights that share values are not trained.
+    Weights that share values, as those of a codebook and ternary ones do, are not trained; a note
+    says so.
 
     Args:
         graph: all formats chosen.
@@ -100,6 +101,9 @@ def train_rounded(
     program = graph.program
     trained = [name for name in rounder.formats if is_trainable(rounder.encodings[name])]
     frozen = [name for name in rounder.encodings if name not in trained]
+    for name in (one for one in rounder.formats if one not in trained):
+        held = rounder.encodings[name].describe()
+        context.noted("not-trained", f"{name} is {held}: its elements cannot change by themselves")
     with torch.no_grad():
         for name in (*trained, *rounder.biases):
             tensor_of(program.module, name).copy_(free[name])

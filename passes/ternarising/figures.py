@@ -37,8 +37,9 @@ def draw_curves(path: Path, points: Sequence[Point]) -> None:
     # Not through pyplot, which keeps figures and settings of the whole process.
     figure = Figure(figsize=(11, 8), layout="constrained")
     axes = figure.subplots(2, 2)
-    epochs = range(len(points))
-    axes[0][0].plot(epochs[1:], [point.loss for point in points[1:]], color="black")
+    trained = [point for point in points if point.loss is not None]
+    epochs = [point.epoch for point in trained]
+    axes[0][0].plot(epochs, [point.loss for point in trained], color="black")
     axes[0][0].set_ylabel("mean training loss")
     _lines(axes[0][1], points, lambda point, name: 100 * point.zeros[name])
     axes[0][1].set_ylabel("elements that are zero (%)")
@@ -60,8 +61,9 @@ def draw_curves(path: Path, points: Sequence[Point]) -> None:
 def _lines(axes: Any, points: Sequence[Point], value: Callable[[Point, str], float]) -> None:
     from matplotlib import colormaps
 
-    names = [*points[0].zeros] if points else []
+    names, epochs = [*points[0].zeros] if points else [], [point.epoch for point in points]
     shades = colormaps["viridis"]
     for index, name in enumerate(names):
         colour = shades(index / max(1, len(names) - 1))
-        axes.plot([value(point, name) for point in points], color=colour, label=name, linewidth=1.2)
+        found = [value(point, name) for point in points]
+        axes.plot(epochs, found, color=colour, label=name, linewidth=1.2)

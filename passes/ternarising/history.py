@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from shohin.errors import ShohinWarning
-from shohin.ir.files import atomic_path
+from shohin.ir.files import atomic_path, make_folder
 from shohin.ir.ternarising import Ternarised, frozen
 from shohin.passes.trainer import Loss
 
@@ -23,13 +23,15 @@ class Point:
     """The state after an epoch.
 
     Attributes:
-        loss: mean of the training loss; NaN before the first epoch.
+        epoch: how many were done.
+        loss: mean of the training loss of the last one; None before the first.
         positive: what 1 stands for, by weight name.
         negative: what -1 stands for without its sign, by weight name.
         zeros: share of the elements that are zero, 0 to 1, by weight name.
     """
 
-    loss: float
+    epoch: int
+    loss: float | None
     positive: Mapping[str, float]
     negative: Mapping[str, float]
     zeros: Mapping[str, float]
@@ -59,42 +61,49 @@ class History:
 
         return compute
 
+    def begin(self, module: nn.Module, holders: Mapping[str, Ternarised], *, resume: bool) -> None:
+        """Take the point before the first epoch, inside of `ternarised`.
+
+        Args:
+            module: what is trained.
+            holders: what makes each weight, by its name.
+            resume: whether to keep later points that an interrupted training from the same
+                weights has left.
+        """
+        if resume:
+            self.load()
+        start = _point(module, holders, 0, None)
+        if not self.points or self.points[0] != start:
+            self.points = [start]
+        self._save()
+
     def record(self, module: nn.Module, holders: Mapping[str, Ternarised], epoch: int) -> None:
-        """Add what weights are now, inside of `ternarised`.
+        """Add what weights are after an epoch, inside of `ternarised`.
 
         Args:
             module: what is trained.
             holders: what makes each weight, by its name.
             epoch: how many were done; points of later ones, from before an interruption, go.
         """
-        weights = frozen(module, holders)
-        pairs = {name: one.pairs()[0].tolist() for name, one in weights.items()}
-        found = torch.stack(self._losses).double().mean() if self._losses else torch.tensor(0.0)
-        point = Point(
-            float(found) if self._losses else float("nan"),
-            {name: pair[0] for name, pair in pairs.items()},
-            {name: pair[1] for name, pair in pairs.items()},
-            {name: 1 - one.density for name, one in weights.items()},
-        )
+        loss = float(torch.stack(self._losses).double().mean()) if self._losses else None
         self._losses.clear()
-        self.points = [*self.points[:epoch], point]
+        kept = [point for point in self.points if point.epoch < epoch]
+        self.points = [*kept, _point(module, holders, epoch, loss)]
         self._save()
 
     def load(self) -> None:
-        """Take the points that an interrupted training has left."""
+        """Take the points that a training has left in the folder, if there are any."""
         path = self._path
         if path is None or not path.exists():
             return
         try:
-            self.points = [Point(**one) for one in json.loads(path.read_text())]
+            found = json.loads(path.read_text())
+            if not isinstance(found, list):
+                raise TypeError(f"expected a list of points, got {type(found).__name__}")
+            self.points = [_read(one, number) for number, one in enumerate(found)]
         except (OSError, ValueError, TypeError) as error:
             text = f"{path.name} is not used, its curves begin anew: {error}"
             warnings.warn(text, ShohinWarning, stacklevel=2)
-
-    @property
-    def epochs(self) -> int:
-        """Epochs that points are from."""
-        return max(0, len(self.points) - 1)
 
     @property
     def _path(self) -> Path | None:
@@ -103,6 +112,25 @@ class History:
     def _save(self) -> None:
         if self._path is None:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         with atomic_path(self._path) as temporary:
             temporary.write_text(json.dumps([vars(point) for point in self.points]) + "\n")
+
+
+def _read(values: Mapping[str, Any], number: int) -> Point:
+    """A point from a file; earlier versions left its epoch out, which is its number."""
+    return Point(**{"epoch": number, **values})
+
+
+def _point(
+    module: nn.Module, holders: Mapping[str, Ternarised], epoch: int, loss: float | None
+) -> Point:
+    weights = frozen(module, holders)
+    pairs = {name: one.pairs()[0].tolist() for name, one in weights.items()}
+    return Point(
+        epoch,
+        loss,
+        {name: pair[0] for name, pair in pairs.items()},
+        {name: pair[1] for name, pair in pairs.items()},
+        {name: 1 - one.density for name, one in weights.items()},
+    )

@@ -20,7 +20,7 @@ from shohin.passes.pruning.candidates import (
 )
 from shohin.passes.remarks import Reason
 
-StartScales: TypeAlias = Literal["means", "ones"]
+StartScales: TypeAlias = Literal["means", "ones", "fitted"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def usable_layers(
 def start_of(candidate: Candidate, threshold: float, scales: StartScales) -> Start:
     """Where the training of a weight starts.
 
-    With ``means`` the unit is the mean absolute weight among those that are not zero, which makes
-    the ternary weight about what the weight was. With ``ones`` it is 1, as in the authors' script.
+    With ``ones`` the unit is 1, as in the authors' script. Else it is the mean absolute weight
+    among those that are not zero, which makes the ternary weight about what the weight was.
 
     Args:
         candidate: of a weight that `usable_layers` gave.

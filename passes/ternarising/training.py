@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from shohin.errors import DivergedError, ShohinWarning
 from shohin.ir.encodings import Encoding, Sparse
 from shohin.ir.program import Program
-from shohin.ir.ternarising import Start, Ternarised, frozen, ternarised
-from shohin.ir.ternary import Ternary
+from shohin.ir.ternarising import Start, Ternarised, frozen, latent_weights, ternarised
 from shohin.ir.training import trainable
 from shohin.passes.base import Context, Train
-from shohin.passes.pruning.candidates import is_plain
+from shohin.passes.pruning.candidates import count_non_finite, is_plain
 from shohin.passes.pruning.retraining import stored_encodings
 from shohin.passes.ternarising.history import History
 from shohin.passes.trainer import Trainer
@@ -21,16 +21,22 @@ from shohin.passes.training import check_trained, restore, snapshot, trainer_of
 
 
 def train_ternary(
-    program: Program, starts: Mapping[str, Start], history: History, context: Context
+    program: Program,
+    starts: Mapping[str, Start],
+    latent: Mapping[str, Tensor],
+    history: History,
+    context: Context,
 ) -> Program:
     """Train a program through the user's `train`, some of its weights as ternary ones.
 
     Weights that are sparse train under their masks, others as they are, those in other encodings
-    not at all. When a `Trainer` diverges, the state after its last good epoch is kept.
+    not at all. When the training diverges, the state after its last good epoch is kept, where it
+    says that there is one, as a `Trainer` does.
 
     Args:
         program: its weights are changed in place.
         starts: by weight name, all names of a tied weight included.
+        latent: by weight name, latent weights that are other than the weights.
         history: gets a point before and after every epoch of a `Trainer`.
         context: gives the training function and the seed.
 
@@ -47,19 +53,18 @@ def train_ternary(
     masks = {name: one.mask for name, one in plain.items() if isinstance(one, Sparse)}
     fixed = program.encodings.keys() - plain.keys() - starts.keys()
     before = snapshot(program)
+    restore(program, latent)
     try:
         with (
             trainable(program.module, masks=masks, frozen=[*fixed]),
             ternarised(program.module, starts) as holders,
             torch.random.fork_rng(devices=[]),
         ):
-            if context.resume:
-                history.load()
-            if not history.points:
-                history.record(program.module, holders, 0)
+            history.begin(program.module, holders, resume=context.resume)
             torch.manual_seed(context.seed)
             train = _recorded(trainer_of(context, "ternary", 0), program, holders, history)
-            _train(train, program, history, context)
+            _train(train, program, context)
+            _check_latent(program, holders)
             found = frozen(program.module, holders)
         check_trained(program, "training of ternary weights")
     except DivergedError:
@@ -72,13 +77,13 @@ def train_ternary(
     return replace(program, encodings=encodings)
 
 
-def _train(train: Train, program: Program, history: History, context: Context) -> None:
+def _train(train: Train, program: Program, context: Context) -> None:
     try:
         train(program.module)
     except DivergedError as error:
-        if not isinstance(train, Trainer) or not history.epochs:
+        if not error.epochs:
             raise
-        text = f"{error}; the weights are those after epoch {history.epochs}"
+        text = f"{error}; the weights are those after epoch {error.epochs}"
         context.noted("diverged", text)
         warnings.warn(f"ternary, {text}", ShohinWarning, stacklevel=4)
 
@@ -99,12 +104,10 @@ def _recorded(
     return replace(train, progress=progress, loss=history.observed(train.loss))
 
 
-def encoding_figures(encoding: Ternary) -> dict[str, float]:
-    """What a remark on a ternary weight of one pair of values tells in figures."""
-    positive, negative = encoding.pairs()[0].tolist()
-    return {
-        "positive": positive,
-        "negative": negative,
-        "zeros": 1 - encoding.density,
-        "code_bits": encoding.code_bits(),
-    }
+def _check_latent(program: Program, holders: Mapping[str, Ternarised]) -> None:
+    """Refuse latent weights that are not finite: all of their elements would become zero."""
+    for name, latent in latent_weights(program.module, holders):
+        bad = count_non_finite(latent)
+        if bad:
+            problem = f"{bad} latent elements of {name} are NaN or infinite"
+            raise DivergedError("training of ternary weights", problem, "try a lower learning rate")

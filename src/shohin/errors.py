@@ -54,7 +54,14 @@ class PassError(ShohinError):
 
 
 class DivergedError(PassError):
-    """Training gave a loss, a weight or a statistic that is NaN or infinite (exit code 4)."""
+    """Training gave a loss, a weight or a statistic that is NaN or infinite (exit code 4).
+
+    Attributes:
+        epochs: how many went well before, where weights and statistics are those after the last
+            of them; 0 where nobody knows.
+    """
+
+    epochs: int = 0
 
 
 class VerifyError(ShohinError):

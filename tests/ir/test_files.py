@@ -5,6 +5,7 @@ import pytest
 
 from shohin.errors import ArtifactError
 from shohin.ir import atomic_path
+from shohin.ir.files import make_folder
 
 
 def test_a_new_file_appears_whole(tmp_path: Path):
@@ -49,3 +50,15 @@ def test_paths_that_cannot_be_written(tmp_path: Path, name, reason):
     with pytest.raises(ArtifactError) as error, atomic_path(target):
         pass
     assert str(error.value).startswith(f"{target}: cannot be written: {reason}; choose a folder")
+
+
+def test_folders_are_made(tmp_path: Path):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError) as caught:
+        make_folder(tmp_path / "file")
+    assert str(caught.value) == (
+        f"{tmp_path / 'file'}: cannot be made: file exists; choose a folder that you may write to"
+    )

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,9 +11,10 @@ import shohin
 from shohin.errors import SpecError
 from shohin.ir.capture import capture
 from shohin.ir.encodings import Sparse, same_bits
-from shohin.ir.program import Fact, tensor_of
+from shohin.ir.program import Fact, Stage, set_tensor, tensor_of
 from shohin.ir.serialise import save_program
 from shohin.ir.sharing import codebook_of
+from shohin.ir.ternary import Ternary
 from shohin.passes.entropy_code import EntropyCode, stream_figures
 from shohin.passes.remarks import Reason
 
@@ -80,6 +82,79 @@ def test_large_layers_come_close_to_their_entropy(coder, excess):
         value for key, value in found.items() if key.endswith("bytes") and "entropy" not in key
     ]
     assert sum(parts) == remark.after.stored_bytes
+
+
+def ternary_program(density):
+    """A large weight of which so many elements are not zero."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.rand(400, 500, generator=generator)
+    codes = (drawn < density / 2).to(torch.int8) - (drawn > 1 - density / 2).to(torch.int8)
+    held = Ternary.of(codes, 0.25, 0.5, torch.float32)
+    program = capture(nn.Linear(500, 400), (torch.ones(1, 500),))
+    set_tensor(program.module, "weight", held.materialise())
+    return replace(program, encodings={"weight": held}, stage=Stage.ANNOTATED)
+
+
+@pytest.mark.parametrize(
+    ("coder", "density"),
+    [
+        *(("auto", density) for density in (0.05, 0.3, 0.6)),
+        *(("ans", density) for density in (0.05, 0.3, 0.6)),
+        # Four elements share a code of a bit at least, more than rare ones need.
+        *(("huffman", density) for density in (0.3, 0.6)),
+    ],
+)
+def test_codes_of_ternary_weights_come_close_to_their_entropy(coder, density):
+    program = ternary_program(density)
+    result = optimize(program, f"entropy-code{{coder={coder}}}")
+    held = result.program.encodings["weight"]
+    assert torch.equal(held.codes, program.encodings["weight"].codes)
+    assert held.coder != "plain"
+    assert coder in ("auto", held.coder)
+    (remark,) = (one for one in result.report.remarks if one.reason == "coded")
+    figures = remark.extra
+    share = held.density
+    least = -share * np.log2(share / 2) - (1 - share) * np.log2(1 - share)
+    # Positive and negative ones are not exactly as frequent.
+    assert figures["code_entropy_bytes"] == pytest.approx(200_000 * least / 8, rel=1e-4)
+    taken = figures["code_bytes"] + figures["code_table_bytes"]
+    assert taken <= 1.03 * figures["code_entropy_bytes"]
+    assert held.stored_bytes() == taken + 8 == remark.after.stored_bytes
+    assert held.code_bits() == 8 * taken / 200_000
+    bits = 8 * figures["code_bytes"] / 200_000
+    assert remark.detail == (
+        f"weight: 50,008 to {held.stored_bytes():,} bytes; codes {bits:.2f} bits a weight "
+        f"({held.coder}, entropy {least:.2f}), tables {figures['code_table_bytes']:,} bytes"
+    )
+
+
+def test_rows_of_ternary_weights_are_no_codes():
+    program = ternary_program(0.3)
+    held = replace(program.encodings["weight"], rows=torch.linspace(1, 2, 400))
+    set_tensor(program.module, "weight", held.materialise())
+    coded = optimize(replace(program, encodings={"weight": held}), "entropy-code").program
+    found = coded.encodings["weight"]
+    figures = stream_figures(found)
+    assert figures["code_rows_bytes"] == 1600
+    parts = sum(figures[f"code_{part}bytes"] for part in ("", "table_", "rows_"))
+    assert parts + 8 == found.stored_bytes()
+    assert same_bits(found.materialise(), held.materialise())
+
+
+def test_ternary_codes_without_any_order_stay_plain():
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-1, 2, (4, 4), generator=generator).to(torch.int8)
+    held = Ternary.of(codes, 0.25, 0.5, torch.float32)
+    program = capture(nn.Linear(4, 4, bias=False), (torch.ones(1, 4),))
+    set_tensor(program.module, "weight", held.materialise())
+    encoded = replace(program, encodings={"weight": held}, stage=Stage.ANNOTATED)
+    result = optimize(encoded, "entropy-code{coder=huffman}")
+    assert result.program.encodings["weight"] is held
+    (remark,) = result.report.skipped()
+    assert (remark.reason, remark.detail) == (
+        Reason.TOO_SMALL,
+        f"weight is stored as {held.describe()}, 12 bytes; coded it would take no fewer",
+    )
 
 
 def test_the_width_of_gaps_is_chosen_or_given(compressed):

@@ -11,6 +11,8 @@ from torch.nn import functional
 from shohin.ir.capture import capture
 from shohin.ir.encodings import Dense, Sparse
 from shohin.ir.program import Fact, Stage, set_tensor, tensor_of
+from shohin.ir.ternarising import ternary_codes
+from shohin.ir.ternary import Ternary
 from shohin.passes.fold_bn import FoldBatchNorm
 from shohin.passes.prune import Prune
 
@@ -298,3 +300,121 @@ def test_random_networks_give_the_same(apply, random_network, seed):
     # At most 10 layers whose weights are off by 2**-24 each; the longest sum has 144 terms.
     scale = float(expected.abs().max()) + 1.0
     assert float((expected - found).abs().max()) <= 10 * 144 * UNIT * scale
+
+
+def as_ternary(program, name="0.weight", **parts):
+    """A program one of whose weights is ternary."""
+    weight = tensor_of(program.module, name).detach()
+    held = Ternary(ternary_codes(weight, 0.3), Dense(torch.tensor([0.3, 0.7])))
+    held = replace(held, **parts)
+    set_tensor(program.module, name, held.materialise())
+    return replace(program, encodings={name: held}, stage=Stage.ANNOTATED)
+
+
+ROWS_FIRST = {name: case for name, case in AFTER.items() if not name.startswith("transposed")}
+
+
+@pytest.mark.parametrize(("operation", "norm", "shape"), ROWS_FIRST.values(), ids=ROWS_FIRST)
+def test_scales_become_those_of_the_rows_of_a_ternary_weight(
+    apply, captured, operation, norm, shape
+):
+    program = as_ternary(captured(nn.Sequential(operation, norm), *shape))
+    after = apply(FoldBatchNorm(), program)
+    before, folded = program.encodings["0.weight"], after.program.encodings["0.weight"]
+    assert norms(after.program) == []
+    assert isinstance(folded, Ternary)
+    assert torch.equal(folded.codes, before.codes)
+    assert folded.scales is before.scales
+    assert folded.rows.shape == (before.codes.shape[0],)
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    difference = (double(program)(x) - double(after.program)(x)).abs()
+    # Factors are rounded, and so are their products with the scales.
+    assert bool((difference <= 2.001 * rounding_bound(after.program, x)).all())
+    (remark,) = after.remarks
+    assert remark.after.stored_bytes == sum(
+        after.program.encodings[name].stored_bytes()
+        if name in after.program.encodings
+        else tensor_of(after.program.module, name).nbytes
+        for name in ("0.weight", "0.bias")
+    )
+
+
+def test_rows_of_a_ternary_weight_may_be_folded_again(apply, captured):
+    layers = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6))
+    program = captured(layers, 5)
+    rows = torch.linspace(-1, 2, 6)
+    by_row = torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
+    for parts in ({"rows": rows}, {"scales": Dense(by_row)}):
+        encoded = as_ternary(program.copy(), **parts)
+        after = apply(FoldBatchNorm(), encoded).program
+        folded = after.encodings["0.weight"]
+        assert (folded.rows is None) == ("rows" not in parts)
+        assert torch.equal(folded.codes, encoded.encodings["0.weight"].codes)
+        x = torch.randn(3, 5, dtype=torch.float64)
+        difference = (double(encoded)(x) - double(after)(x)).abs()
+        assert bool((difference <= 3.001 * rounding_bound(after, x)).all())
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (nn.Sequential(nn.ConvTranspose2d(4, 6, 3), nn.BatchNorm2d(6)), (4, 5, 5)),
+        (nn.Sequential(nn.BatchNorm1d(7), nn.Linear(7, 6)), (7,)),
+    ],
+)
+def test_a_ternary_weight_whose_rows_are_no_outputs_stays(apply, captured, network, shape):
+    program = captured(network, *shape)
+    name = next(name for name in ("0.weight", "1.weight") if is_matrix(program, name))
+    encoded = as_ternary(program, name)
+    after = apply(FoldBatchNorm(), encoded)
+    (remark,) = after.remarks
+    stored = encoded.encodings[name].describe()
+    assert (remark.reason, remark.detail) == ("already-encoded", f"{name} is stored as {stored}")
+    assert after.program.encodings[name] is encoded.encodings[name]
+
+
+def is_matrix(program, name):
+    return tensor_of(program.module, name).dim() > 1
+
+
+def test_kept_elements_that_are_ternary_stay(apply, captured):
+    program = captured(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), 4)
+    mask = tensor_of(program.module, "0.weight").detach() > 0
+    values = Ternary.of(torch.ones(int(mask.sum())).to(torch.int8), 0.5, 0.5, torch.float32)
+    held = Sparse(mask, values)
+    set_tensor(program.module, "0.weight", held.materialise())
+    encoded = replace(program, encodings={"0.weight": held}, stage=Stage.ANNOTATED)
+    after = apply(FoldBatchNorm(), encoded)
+    assert after.reasons() == {"already-encoded"}
+    assert after.program.encodings["0.weight"] is held
+
+
+def test_a_ternary_bias_stays(apply, captured):
+    program = captured(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), 4)
+    encoded = as_ternary(program, "0.bias")
+    after = apply(FoldBatchNorm(), encoded)
+    assert after.reasons() == {"already-encoded"}
+    assert after.program.encodings["0.bias"] is encoded.encodings["0.bias"]
+
+
+def test_a_shared_ternary_weight_gets_a_copy(apply, captured):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(functional.relu(self.norm(self.conv(x))))
+
+    program = as_ternary(captured(Shared(), 4, 5, 5), "conv.weight")
+    after = apply(FoldBatchNorm(), program)
+    (remark,) = after.remarks
+    assert remark.detail.endswith("with its own copy of a shared weight")
+    kept = after.program.encodings
+    assert kept["conv.weight"] is program.encodings["conv.weight"]
+    (copied,) = (name for name in kept if name != "conv.weight")
+    assert kept[copied].rows is not None
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    expected = double(program)(x)
+    assert torch.allclose(expected, double(after.program)(x), rtol=0, atol=64 * UNIT * 100)

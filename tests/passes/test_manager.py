@@ -12,6 +12,7 @@ from shohin.ir.capture import capture
 from shohin.ir.encodings import Dense
 from shohin.ir.program import Fact, Program, set_tensor, tensor_of
 from shohin.ir.serialise import content_hash
+from shohin.passes import manager
 from shohin.passes.base import Context, Pass, PassResult
 from shohin.passes.instruments.base import (
     Instrument,
@@ -75,14 +76,6 @@ class Needs(Look):
     name: ClassVar[str] = "needs"
     requires: ClassVar[frozenset[Fact]] = frozenset({Fact.PRUNED})
     invalidates: ClassVar[frozenset[Fact]] = frozenset({Fact.PRUNED})
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeedsTernary(Look):
-    """Require a fact that no pass gives."""
-
-    name: ClassVar[str] = "needs-ternary"
-    requires: ClassVar[frozenset[Fact]] = frozenset({Fact.TERNARY})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,11 +231,6 @@ def test_remarks_are_attributed_to_their_pass(program: Program) -> None:
             "pass 'needs' (3 of 3): requires 'pruned', which does not hold there "
             "('needs' before it invalidates it); add 'prune' before it",
         ),
-        (
-            [NeedsTernary()],
-            "pass 'needs-ternary' (1 of 1): requires 'ternary', which does not hold there; "
-            "no known pass establishes it",
-        ),
     ],
 )
 def test_an_impossible_order_is_refused_before_anything_runs(
@@ -253,6 +241,16 @@ def test_an_impossible_order_is_refused_before_anything_runs(
         PassManager(passes).run(program, context)
     assert str(caught.value) == message
     assert context.remarks == []
+
+
+def test_a_fact_that_no_pass_establishes(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manager, "passes_establishing", lambda fact: ())
+    with pytest.raises(PassError) as caught:
+        PassManager([Needs()]).run(program, Context())
+    assert str(caught.value) == (
+        "pass 'needs' (1 of 1): requires 'pruned', which does not hold there; "
+        "no known pass establishes it"
+    )
 
 
 def test_options_are_validated_before_anything_runs(program: Program) -> None:

@@ -114,7 +114,7 @@ def test_a_broken_entry_point_names_its_package_and_hides_no_other(
     assert str(caught.value) == f"pass 'bad': '{value}' of package 'toy_bad' {problem}"
     assert {"bad", "good"} <= set(pass_names())
     assert pass_class("good").name == "good"
-    assert registry.passes_establishing(Fact.TERNARY) == ("good",)
+    assert registry.passes_establishing(Fact.TERNARY) == ("ternary", "ternary-fit", "good")
 
 
 def test_a_clash_with_a_built_in_pass_is_reported(offer: Offer) -> None:

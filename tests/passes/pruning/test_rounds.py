@@ -455,7 +455,7 @@ def test_a_broken_state_is_reported_and_made_anew(tmp_path):
     program = net()
     given = {"train": trainer(), "workdir": tmp_path, "resume": True}
     first, _ = run(Prune(density=0.1, rounds=2), program, **given)
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("prune-rounds-*.shohin")
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)

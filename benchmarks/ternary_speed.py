@@ -1,0 +1,206 @@
+"""Speed of ternary layers and networks beside our own dense and int8 ones, and other runtimes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tables import Table, save
+
+FIT = "ternary-fit{scales=layer compensate=false keep_first=false keep_last=false}"
+NETWORK_FIT = "ternary-fit{scales=layer compensate=false}"
+FIXED = "fixed-point"
+OURS: Mapping[str, Sequence[str]] = {
+    "float": (),
+    "ternary": ("fit",),
+    "int8": ("fixed",),
+    "ternary int8": ("fit", "fixed"),
+}
+"""What is done to a layer or network, by the name of what comes out."""
+
+CHAIN = 16
+"""Layers in a row whose weights do not fit the caches together, packed to two bits even."""
+
+CONVOLUTIONS = ((64, 56), (128, 28), (256, 14), (512, 7), (512, 4), (512, 2))
+"""Channels, and pixels along a side."""
+
+NETWORKS = ("resnet-20", "vgg-9", "alexnet")
+RIVALS = ("onnxruntime", "openvino")
+
+
+def measure_linear(rounds: int, budget: float) -> None:
+    """A fully connected layer of 4096 x 4096 at batch 1: from cache, and streamed from memory."""
+    rows = []
+    for layers in (1, CHAIN):
+        times = _linear(layers, rounds, budget)
+        where = "cache" if layers == 1 else f"memory, {layers} in a row"
+        rows.append({"weights": where, "milliseconds": times})
+        print(rows[-1], flush=True)
+    names = [*rows[0]["milliseconds"]]
+    table = Table(
+        "Fully connected, 4096 x 4096, batch 1, one thread: milliseconds a layer, x PyTorch",
+        ("weights from", *names, *(f"x {name}" for name in OURS)),
+    )
+    for row in rows:
+        times = row["milliseconds"]
+        table.add(
+            row["weights"],
+            *(f"{times[name]:.3f}" for name in names),
+            *(f"{times['torch'] / times[name]:.1f}" for name in OURS),
+        )
+    save("ternary_linear", rows, [table])
+
+
+def measure_convolutions(rounds: int, budget: float) -> None:
+    """3 x 3 convolutions of as many channels in as out, the layer alone."""
+    rows = []
+    for channels, size in CONVOLUTIONS:
+        times = _convolution(channels, size, rounds, budget)
+        rows.append({"channels": channels, "size": size, "milliseconds": times})
+        print(rows[-1], flush=True)
+    headings = ("layer", *OURS, "float / ternary", "int8 / ternary int8")
+    table = Table("3 x 3 convolutions, batch 1, one thread, milliseconds", headings)
+    for row in rows:
+        times = row["milliseconds"]
+        table.add(
+            f"{row['channels']} at {row['size']} x {row['size']}",
+            *(f"{times[name]:.4f}" for name in OURS),
+            f"{times['float'] / times['ternary']:.2f}",
+            f"{times['int8'] / times['ternary int8']:.2f}",
+        )
+    save("ternary_convolutions", rows, [table])
+
+
+def measure_networks(names: Sequence[str], rounds: int, budget: float) -> None:
+    """Whole networks with random weights, rivals running them in float32 and int8."""
+    rows = [_network(name, threads, rounds, budget) for name in names for threads in (1, 2)]
+    columns = [*rows[0]["milliseconds"]]
+    table = Table(
+        "Milliseconds at batch 1",
+        ("network", "threads", *columns, "int8 / ternary int8", "fastest rival / ternary int8"),
+    )
+    for row in rows:
+        times = row["milliseconds"]
+        rival = min(time for name, time in times.items() if name not in OURS)
+        table.add(
+            row["network"],
+            str(row["threads"]),
+            *(f"{times[name]:.3f}" for name in columns),
+            f"{times['int8'] / times['ternary int8']:.2f}",
+            f"{rival / times['ternary int8']:.2f}",
+        )
+    save("ternary_networks", rows, [table])
+
+
+def variants(model: Any, images: Any, name: str, fit: str) -> dict[str, Any]:
+    """A network as each of `OURS`, folded."""
+    import shohin
+
+    program = shohin.capture(model, (images[:2],), name=name)
+    program = shohin.optimize(program, "drop-identity, fold-bn", drift=False).program
+    texts = {"fit": fit, "fixed": FIXED}
+    made = {}
+    for label, steps in OURS.items():
+        passes = ", ".join(texts[step] for step in steps)
+        made[label] = (
+            shohin.optimize(program, passes, calibration=[(images,)], drift=False).program
+            if passes
+            else program
+        )
+    return made
+
+
+def _linear(layers: int, rounds: int, budget: float) -> dict[str, float]:
+    import torch
+    from torch import nn
+
+    import shohin
+    from shohin import bench
+
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    parts = [one for _ in range(layers) for one in (nn.Linear(4096, 4096), nn.ReLU())]
+    model, x = nn.Sequential(*parts).eval(), torch.randn(8, 4096)
+    functions: dict[str, Callable[[], object]] = {}
+    kernel: dict[str, list[float]] = {}
+    for label, program in variants(model, x, "linear", FIT).items():
+        binary = shohin.compile(program, "cpu{threads=1}")
+        found = kernel[label] = []
+        functions[label] = lambda binary=binary, found=found: found.append(
+            layer_ms(binary, x[:1].numpy()) / layers
+        )
+
+    def run_torch() -> object:
+        with torch.inference_mode():
+            return model(x[:1])
+
+    functions["torch"] = run_torch
+    torch.set_num_threads(1)
+    timings = bench.measure(functions, rounds, budget)
+    times = {label: sorted(found)[len(found) // 2] for label, found in kernel.items()}
+    return {**times, "torch": timings["torch"].median / layers}
+
+
+def _convolution(channels: int, size: int, rounds: int, budget: float) -> dict[str, float]:
+    import torch
+    from torch import nn
+
+    import shohin
+    from shohin import bench
+
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    model = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()).eval()
+    x = torch.randn(2, channels, size, size).relu()
+    functions: dict[str, Callable[[], object]] = {}
+    kernel: dict[str, list[float]] = {}
+    for label, program in variants(model, x, "convolution", FIT).items():
+        binary = shohin.compile(program, "cpu{threads=1}")
+        found = kernel[label] = []
+        functions[label] = lambda binary=binary, found=found: found.append(
+            layer_ms(binary, x[:1].numpy())
+        )
+    torch.set_num_threads(1)
+    bench.measure(functions, rounds, budget)
+    return {label: sorted(found)[len(found) // 2] for label, found in kernel.items()}
+
+
+def layer_ms(binary: Any, array: Any) -> float:
+    """Milliseconds of the layers themselves, conversions of inputs and outputs left out."""
+    steps = binary.profile([array], runs=1)
+    macs = [step.macs for step in binary.info.steps]
+    return float(sum(ms for (_, ms), count in zip(steps, macs, strict=True) if count))
+
+
+def _network(name: str, threads: int, rounds: int, budget: float) -> dict[str, Any]:
+    import torch
+    from fixed_rivals import RIVALS as INTEGER_RIVALS
+
+    import shohin
+    from shohin import bench, zoo
+    from shohin.rivals import make_rival
+
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+    model = zoo.build(name).eval()
+    images = torch.randn(8, *zoo.example_inputs(name, 1)[0].shape[1:])
+    array = images[:1].numpy()
+    functions: dict[str, Callable[[], object]] = {}
+    sizes = {}
+    for label, program in variants(model, images, name, NETWORK_FIT).items():
+        binary = shohin.compile(program, f"cpu{{threads={threads}}}")
+        functions[label] = lambda binary=binary: binary(array)
+        sizes[label] = binary.constant_bytes
+    for rival in RIVALS:
+        functions[rival] = make_rival(rival, model, (images[:1],), threads).run
+    for rival, make in INTEGER_RIVALS.items():
+        run = make(model, images, threads)
+        functions[rival] = lambda run=run: run(array)
+    torch.set_num_threads(threads)
+    timings = bench.measure(functions, rounds, budget)
+    row = {
+        "network": name,
+        "threads": threads,
+        "milliseconds": {label: timing.median for label, timing in timings.items()},
+        "constant_bytes": sizes,
+    }
+    print(row, flush=True)
+    return row
