@@ -50,6 +50,10 @@ class Rounded(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
         self.finished = False
 
+    def extra_repr(self) -> str:
+        """What no tensor tells, and trainings are told apart by: width and symmetry."""
+        return f"bits={self._bits}, symmetric={self._symmetric}"
+
     def forward(self, free: Tensor) -> Tensor:
         """The rounded tensor."""
         if self.finished:
