@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from shohin.backends.tvm.kernels import vector_math as vm
-from shohin.backends.tvm.kernels.control import whole_or_rest
 from shohin.backends.tvm.kernels.emit import (
     LANES,
     Array,
@@ -36,9 +35,9 @@ from shohin.backends.tvm.kernels.emit import (
     splat,
     store,
 )
-from shohin.backends.tvm.kernels.epilogue import Step, apply_steps, operand_parameters
+from shohin.backends.tvm.kernels.epilogue import operand_parameters
 from shohin.backends.tvm.kernels.matmul import MatrixTile
-from shohin.backends.tvm.kernels.partial import load_lanes, store_lanes
+from shohin.backends.tvm.kernels.tiled_linear import TiledEmitter, TiledLinear
 
 _WORD = 32
 """Bits of a word."""
@@ -128,7 +127,7 @@ class TableForm:
 
 
 @dataclass(frozen=True)
-class CodebookLinear(Kernel):
+class CodebookLinear(TiledLinear):
     """``y = steps(x @ table[index].T + bias)`` with ``x`` ``[M, K]`` and ``y`` ``[M, N]``.
 
     Indices are packed ``[N/NR, K/P, NR]``, P of them to a little-endian word, the first in the
@@ -136,58 +135,16 @@ class CodebookLinear(Kernel):
     weights finds more of a pattern in those than in words.
 
     Attributes:
-        rows: M.
-        depth: K.
-        columns: N.
         form: indices and table.
         tile: sums; the splits are those of the indices of a word.
-        steps: element-wise steps; ``full`` operands are ``[M, N]``, ``channel`` ones are along N,
-            padded like the bias to whole tiles.
     """
 
-    rows: int
-    depth: int
-    columns: int
     form: TableForm
-    tile: MatrixTile
-    steps: tuple[Step, ...] = ()
-
-    tiling = frozenset({"tile"})
 
     @property
     def family(self) -> str:
         """``codebook_linear``."""
         return "codebook_linear"
-
-    @property
-    def tile_columns(self) -> int:
-        """Columns of a whole tile."""
-        return LANES * self.tile.column_blocks
-
-    @property
-    def column_tiles(self) -> int:
-        """Tiles along N."""
-        return ceil_div(self.columns, self.tile_columns)
-
-    @property
-    def row_tiles(self) -> int:
-        """Tiles along M."""
-        return ceil_div(self.rows, self.tile.rows)
-
-    @property
-    def padded_columns(self) -> int:
-        """Columns in whole tiles."""
-        return self.column_tiles * self.tile_columns
-
-    @property
-    def extent(self) -> int:
-        """Tiles."""
-        return self.column_tiles * self.row_tiles
-
-    @property
-    def operations(self) -> int:
-        """Multiply-accumulates."""
-        return self.rows * self.depth * self.columns
 
     def variants(self, registers: int) -> tuple[Kernel, ...]:
         """The layer in every tile shape that fits the registers beside the table."""
@@ -216,19 +173,9 @@ class CodebookLinear(Kernel):
             Parameter("y", result),
         )
 
-    def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
-        """One tile of the result; ragged edges are separate code."""
-        emitter = _TileEmitter(self, item, buffers)
-
-        def over_columns(rows: int) -> None:
-            whole_or_rest(
-                emitter.column_tile,
-                self.tile_columns,
-                self.columns,
-                lambda width: emitter.emit(rows, width),
-            )
-
-        whole_or_rest(emitter.row_tile, self.tile.rows, self.rows, over_columns)
+    def emitter(self, item: Expr, buffers: tuple[Buffer, ...]) -> TiledEmitter:
+        """What emits the tile of a work item."""
+        return _TileEmitter(self, item, buffers)
 
     def pack(self, values: Array, weight: Rows) -> Array:
         """Weights as words of indices, done a tile at a time.
@@ -251,15 +198,13 @@ class CodebookLinear(Kernel):
         return packed.view(np.uint8)
 
 
-class _TileEmitter:
-    """Emits one tile; holds what full and ragged tiles share."""
+class _TileEmitter(TiledEmitter):
+    """Looks the weights of a tile up."""
 
     def __init__(self, kernel: CodebookLinear, item: Expr, buffers: tuple[Buffer, ...]) -> None:
+        self.x, self.index, table, *rest = buffers
+        super().__init__(kernel, item, tuple(rest))
         self.kernel = kernel
-        self.x, self.index, table, self.bias, *operands, self.y = buffers
-        self.operands = tuple(operands)
-        self.row_tile = T.floormod(item, kernel.row_tiles)
-        self.column_tile = T.floordiv(item, kernel.row_tiles)
         lanes, count = kernel.form.lanes, kernel.form.tables
         self.tables = [held(table[ramp(i * lanes, lanes)], lanes) for i in range(count)]
 
@@ -274,8 +219,7 @@ class _TileEmitter:
         self._accumulate(sums, whole, rest)
         for row in range(rows):
             for block in range(blocks(columns)):
-                total = sums.block_total(row, block)
-                self._finish(total, row, block, min(LANES, columns - block * LANES))
+                self.finish(sums.block_total(row, block), row, block, columns)
 
     def _accumulate(self, sums: "_Sums", word: Expr, inputs: int) -> None:
         """Add the products of the first inputs of a word."""
@@ -291,7 +235,7 @@ class _TileEmitter:
             for vector in range(sums.vectors):
                 weight = held(self._look_up(words[vector][ramp(0, lanes)], place), lanes)
                 for row in range(sums.rows):
-                    sums.add(place, row, vector, splat(self.x[self._row(row), k], lanes) * weight)
+                    sums.add(place, row, vector, splat(self.x[self.row(row), k], lanes) * weight)
 
     def _look_up(self, word: Expr, place: int) -> Expr:
         """The values of the indices at a place of words."""
@@ -309,24 +253,6 @@ class _TileEmitter:
             if form.zero_bit
             else found[0]
         )
-
-    def _row(self, row: int) -> Expr:
-        return self.row_tile * self.kernel.tile.rows + row
-
-    def _finish(self, total: Expr, row: int, block: int, valid: int) -> None:
-        column = self.column_tile * self.kernel.tile_columns + block * LANES
-
-        def place(last: Expr) -> list[Expr]:
-            return [self._row(row), last]
-
-        result = apply_steps(
-            self.kernel.steps,
-            total + self.bias[ramp(column)],
-            self.operands,
-            lambda buffer: load_lanes(buffer, place, column, valid),
-            lambda buffer: buffer[ramp(column)],
-        )
-        store_lanes(self.y, place, column, result, valid)
 
 
 class _Sums:
@@ -360,13 +286,17 @@ class _Sums:
 
 def _permute(tables: list[Expr], index: Expr, lanes: int) -> list[Expr]:
     """What the lowest bits of indices choose from each table or pair of tables."""
-    if lanes != LANES:
-        return [_intrinsic("llvm.x86.avx2.permps", table, index, lanes=lanes) for table in tables]
-    if len(tables) == 1:
-        return [_intrinsic("llvm.x86.avx512.permvar.sf.512", tables[0], index, lanes=lanes)]
+    if lanes != LANES or len(tables) == 1:
+        return [permuted(table, index, lanes) for table in tables]
     pairs = zip(tables[::2], tables[1::2], strict=True)
     name = "llvm.x86.avx512.vpermi2var.ps.512"
     return [_intrinsic(name, low, index, high, lanes=lanes) for low, high in pairs]
+
+
+def permuted(table: Expr, index: Expr, lanes: int) -> Expr:
+    """What the lowest bits of indices choose from a register of 8 or 16 floats."""
+    name = "llvm.x86.avx512.permvar.sf.512" if lanes == LANES else "llvm.x86.avx2.permps"
+    return _intrinsic(name, table, index, lanes=lanes)
 
 
 def _intrinsic(name: str, *arguments: Expr, lanes: int) -> Expr:

@@ -253,11 +253,14 @@ class RowEmitter:
                 value = splat(self._input(input_block, tap_row, tap_column, start + pixel, channel))
                 for block in range(count):
                     lane = _lane(pixel, block, count)
-                    weight = self.weight[
-                        self.filter_tile, input_block, tap_row, tap_column, channel,
-                        ramp(block * LANES),
-                    ]  # fmt: skip
+                    weight = self._weights(input_block, (tap_row, tap_column), channel, block)
                     store(sums, [lane], sums[lane] + value * weight)
+
+    def _weights(
+        self, input_block: Expr, tap: tuple[Expr, Expr], channel: Expr, block: int
+    ) -> Expr:
+        """What a channel of a tap counts for in a block of filters."""
+        return self.weight[self.filter_tile, input_block, *tap, channel, ramp(block * LANES)]
 
     def _channels_of(self, input_block: Expr) -> Expr:
         used = self.conv.last_channels

@@ -41,6 +41,12 @@ _MADDWD = {
     4: "llvm.x86.sse2.pmadd.wd",
 }
 _SIGN = {8: "llvm.x86.avx2.psign.b", 4: "llvm.x86.ssse3.psign.b.128"}
+_SHUFFLES = {
+    64: "llvm.x86.avx512.pshuf.b.512",
+    32: "llvm.x86.avx2.pshuf.b",
+    16: "llvm.x86.ssse3.pshuf.b.128",
+}
+_TABLES = {16: "llvm.aarch64.neon.tbl1.v16i8", 8: "llvm.aarch64.neon.tbl1.v8i8"}
 _GROUPS: dict[UnitName, int] = {
     "vnni": 4,
     "maddubs": 4,
@@ -74,6 +80,11 @@ class DotUnit:
         return "int16" if self.name in ("maddwd", "smull16") else "int8"
 
     @property
+    def width(self) -> int:
+        """Elements of a register: those of a group for every lane."""
+        return self.lanes * self.group
+
+    @property
     def chains(self) -> bool:
         """Whether products of several groups can be added in 16 bits, where these suffice."""
         return self.name == "maddubs"
@@ -89,16 +100,24 @@ class DotUnit:
             values: the group, as many lanes as it has.
             signed: whether any may be negative.
         """
-        spread = self._spread(values)
+        return self.all_inputs(self._spread(values), signed)
+
+    def all_inputs(self, values: Expr, signed: bool) -> "Inputs":
+        """A register of inputs, a different group in every lane.
+
+        Args:
+            values: as many as a register has elements.
+            signed: whether any may be negative.
+        """
         if self.raises(signed):
             lifted = T.bitwise_xor(
-                T.reinterpret(f"int32x{self.lanes}", spread), _highest(self.lanes)
+                T.reinterpret(f"int32x{self.lanes}", values), _highest(self.lanes)
             )
             return Inputs(T.bind(T.reinterpret(self._register, lifted)), None)
         if self.name == "maddubs" and signed:
-            same = T.bind(spread)
+            same = T.bind(values)
             return Inputs(T.bind(self._call(_SIGN, self._register, same, same)), same)
-        return Inputs(T.bind(spread), None)
+        return Inputs(T.bind(values), None)
 
     def add(self, sums: Expr, inputs: "Inputs", weights: Expr) -> Expr:
         """Sums with the products of a group added.
@@ -160,8 +179,29 @@ class DotUnit:
         return self._call(_MADDWD, f"int32x{self.lanes}", inputs.values, weights)
 
     @property
+    def looks_up(self) -> bool:
+        """Whether its registers are bytes that an instruction can take out of a table."""
+        return self.input_type == "int8"
+
+    def look_up(self, table: Expr, index: Expr) -> Expr:
+        """Bytes of a table, as many as the index has; only where `looks_up`.
+
+        Args:
+            table: 16 bytes for every 16 of the index, of which these are taken.
+            index: 0 to 15. On x86 the bits 4 to 6 make no difference.
+        """
+        size = lanes_of(index)
+        names = _SHUFFLES if self.name in ("vnni", "maddubs") else _TABLES
+        return _pure(f"int8x{size}", names[size], table, index)
+
+    def total(self, sums: Expr) -> Expr:
+        """The sum of all lanes of 32-bit sums."""
+        name = f"llvm.vector.reduce.add.v{self.lanes}i32"
+        return _pure("int32", name, sums)
+
+    @property
     def _register(self) -> str:
-        return f"{self.input_type}x{self.lanes * self.group}"
+        return f"{self.input_type}x{self.width}"
 
     def _spread(self, values: Expr) -> Expr:
         if self.group == 1:

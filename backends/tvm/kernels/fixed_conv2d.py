@@ -26,6 +26,7 @@ from shohin.backends.tvm.kernels.emit import (
     Expr,
     Kernel,
     Parameter,
+    blocks,
     local,
     ramp,
     store,
@@ -182,7 +183,7 @@ class FixedConv2d(Kernel):
         filter_tile = T.floordiv(item, height * self.batch)
         image = T.floormod(T.floordiv(item, height), self.batch)
         row = T.floormod(item, height)
-        emitter = _RowEmitter(self, filter_tile, image, row, buffers)
+        emitter = RowEmitter(self, filter_tile, image, row, buffers)
         self.geometry.for_each_tile(self.tile.width, emitter.emit_tile)
 
     def pack(self, weight: Array) -> Array:
@@ -219,7 +220,7 @@ class FixedConv2d(Kernel):
         return found
 
 
-class _RowEmitter:
+class RowEmitter:
     """Emits one output row; holds what its tiles share."""
 
     def __init__(
@@ -234,7 +235,7 @@ class _RowEmitter:
         self.geometry = conv.geometry
         self.x, self.weight, self.bias, *self.operands, self.y = buffers
         self.filter_tile, self.image, self.row = filter_tile, image, row
-        self.groups = conv.block_groups
+        self.groups, self.chain = conv.block_groups, conv.chain
         self.pieces = conv.tile.channel_blocks * LANES // conv.unit.lanes
 
     def emit_tile(self, start: Expr, width: int, position: int | None) -> None:
@@ -306,9 +307,8 @@ class _RowEmitter:
         start: Expr,
         pixels: Sequence[int],
     ) -> None:
-        conv = self.conv
-        for first in range(0, self.groups, conv.chain):
-            groups = range(first, min(first + conv.chain, self.groups))
+        for first in range(0, self.groups, self.chain):
+            groups = range(first, min(first + self.chain, self.groups))
             inputs = {
                 (pixel, group): self._inputs(block, tap_row, tap, start + pixel, group)
                 for pixel in pixels
@@ -403,6 +403,23 @@ def _middle(geometry: Geometry) -> int:
     taps = geometry.kernel[1]
     columns = range(geometry.output_size[1])
     return next((c for c in columns if len(_inside(geometry, 1, c)) == taps), 0)
+
+
+def conv_chain(unit: DotUnit, weight: Array, signed: bool) -> int:
+    """Groups of inputs of a block whose products 16 bits hold, for every filter and tap.
+
+    Args:
+        unit: the instructions.
+        weight: integers ``[O, C/groups, KH, KW]``.
+        signed: whether an input may be negative.
+    """
+    if not unit.chains:
+        return 1
+    filters, channels, rows, columns = weight.shape
+    full = np.zeros((filters, blocks(channels) * LANES, rows, columns), weight.dtype)
+    full[:, :channels] = weight
+    split = full.reshape(filters, -1, LANES, rows, columns).transpose(0, 1, 3, 4, 2)
+    return chain_length(split, unit.group, signed)
 
 
 def chain_length(weights: Array, group: int, signed: bool) -> int:

@@ -132,7 +132,7 @@ class MatMul(Kernel):
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
         """One tile of the result; ragged edges are separate code."""
-        emitter = _TileEmitter(self, item, buffers)
+        emitter = TileEmitter(self, item, buffers)
         columns = LANES * self.tile.column_blocks
 
         def over_columns(rows: int) -> None:
@@ -143,7 +143,7 @@ class MatMul(Kernel):
         whole_or_rest(emitter.row_tile, self.tile.rows, self.rows, over_columns)
 
 
-class _TileEmitter:
+class TileEmitter:
     """Emits one tile; holds what full and ragged tiles share."""
 
     def __init__(self, matmul: MatMul, item: Expr, buffers: tuple[Buffer, ...]) -> None:
@@ -158,21 +158,25 @@ class _TileEmitter:
 
     def emit(self, rows: int, columns: int) -> None:
         """A tile of `rows` by `columns` results."""
-        matmul, tile = self.matmul, self.matmul.tile
+        tile = self.matmul.tile
         count = ceil_div(columns, LANES)
-        splits = tile.splits if matmul.depth % tile.splits == 0 else 1
+        splits = tile.splits if self.matmul.depth % tile.splits == 0 else 1
         sums = local(rows * count * splits * LANES)
         for index in range(rows * count * splits):
             store(sums, [ramp(index * LANES)], number(0.0))
-        with T.serial(0, matmul.depth // splits) as k:
-            for split in range(splits):
-                self._accumulate(sums, k * splits + split, split, rows, columns)
+        self._sum(sums, splits, rows, columns)
         for row in range(rows):
             for block in range(count):
                 parts = [
                     sums[ramp(((s * rows + row) * count + block) * LANES)] for s in range(splits)
                 ]
                 self._finish(_tree_sum(parts), row, block, min(LANES, columns - block * LANES))
+
+    def _sum(self, sums: Buffer, splits: int, rows: int, columns: int) -> None:
+        """Add all products, those of neighbouring inputs to different splits."""
+        with T.serial(0, self.matmul.depth // splits) as k:
+            for split in range(splits):
+                self._accumulate(sums, k * splits + split, split, rows, columns)
 
     def _accumulate(self, sums: Buffer, k: Expr, split: int, rows: int, columns: int) -> None:
         count = ceil_div(columns, LANES)

@@ -1,5 +1,6 @@
 """Selection of operators on images: convolution, pooling, slices, padding, concatenation."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from shohin.backends.tvm.lowering.operations import (
     Convolution,
     GlobalAveragePooling,
     Pooling,
+    TernaryWeight,
     Value,
     View,
     WindowCopy,
@@ -70,9 +72,20 @@ def select_conv2d(selector: Selector, node: fx.Node) -> bool:
     groups = int(selector.argument(node, "groups"))
     y = selector.result(node)
     label = selector.label(node, _convolution_text(x, weight, y, groups))
-    sparse = selector.is_sparse(node, "weight")
     selector.emit(
-        Convolution(y, label, x, weight, _constant(bias), stride, padding, dilation, groups, sparse)
+        Convolution(
+            y,
+            label,
+            x,
+            weight,
+            _constant(bias),
+            stride,
+            padding,
+            dilation,
+            groups,
+            selector.is_sparse(node, "weight"),
+            selector.ternary(node, "weight"),
+        )
     )
     return True
 
@@ -82,6 +95,10 @@ def _convolution_text(x: Value, weight: Tensor, y: Value, groups: int) -> str:
     window = "x".join(str(int(size)) for size in weight.shape[2:])
     sizes = "x".join(str(size) for size in y.shape[2:])
     return f"{kind} {window} {x.shape[1]}->{y.shape[1]} {sizes}"
+
+
+def _one_row_high(weight: TernaryWeight | None) -> TernaryWeight | None:
+    return None if weight is None else replace(weight, codes=weight.codes.unsqueeze(2))
 
 
 def select_conv1d(selector: Selector, node: fx.Node) -> bool:
@@ -110,6 +127,7 @@ def select_conv1d(selector: Selector, node: fx.Node) -> bool:
             (0, 0, int(padding[0]), int(padding[0])),
             (1, dilation),
             int(selector.argument(node, "groups")),
+            ternary=_one_row_high(selector.ternary(node, "weight")),
         )
     )
     selector.emit(View(y, label, result))

@@ -35,7 +35,9 @@ def select_linear(selector: Selector, node: fx.Node) -> bool:
     label = selector.label(node, f"linear {weight.shape[1]}->{weight.shape[0]}")
     numbers = bias.constant if bias is not None else None
     sparse, values = selector.is_sparse(node, "weight"), selector.shared_values(node, "weight")
-    selector.emit(Linear(selector.result(node), label, x, weight.constant, numbers, sparse, values))
+    ternary = selector.ternary(node, "weight")
+    y = selector.result(node)
+    selector.emit(Linear(y, label, x, weight.constant, numbers, sparse, values, ternary))
     return True
 
 

@@ -87,10 +87,24 @@ class Operation:
 
 
 @dataclass(eq=False)
+class TernaryWeight:
+    """A weight whose elements are one of two values of their output, or zero.
+
+    Attributes:
+        codes: int8 of the weight's shape: 1, 0 and -1.
+        values: float32 `[outputs, 2]`: what 1 and -1 stand for.
+    """
+
+    codes: torch.Tensor
+    values: torch.Tensor
+
+
+@dataclass(eq=False)
 class Convolution(Operation):
     """2-d convolution; padding is (top, bottom, left, right).
 
-    `sparse` says that most of the weight is zero by its encoding.
+    By the encoding of the weight, `sparse` says that most of it is zero, and `ternary` holds what
+    it is made of if it is ternary.
     """
 
     x: Value
@@ -101,6 +115,7 @@ class Convolution(Operation):
     dilation: tuple[int, int]
     groups: int
     sparse: bool = False
+    ternary: TernaryWeight | None = None
 
     @property
     def may_be_sparse(self) -> bool:
@@ -135,8 +150,9 @@ class ConvolutionPair(Operation):
 class Linear(Operation):
     """Fully connected layer on the last axis.
 
-    By the encoding of the weight, `sparse` says that most of it is zero, and `values` holds
-    the few values that its elements have; None where they may be anything.
+    By the encoding of the weight, `sparse` says that most of it is zero, `values` holds the few
+    values that its elements have, None where they may be anything, and `ternary` holds what it is
+    made of if it is ternary.
     """
 
     x: Value
@@ -144,6 +160,12 @@ class Linear(Operation):
     bias: torch.Tensor | None
     sparse: bool = False
     values: torch.Tensor | None = None
+    ternary: TernaryWeight | None = None
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether there may be another kernel than the dense one."""
+        return self.sparse or self.values is not None or self.ternary is not None
 
     @property
     def inputs(self) -> list[Value]:

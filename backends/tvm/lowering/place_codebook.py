@@ -1,4 +1,4 @@
-"""Planning of fully connected layers whose weights are shared: indices where they are faster."""
+"""Planning of fully connected layers whose weights are shared, by their indices."""
 
 import numpy as np
 
@@ -11,56 +11,26 @@ from shohin.backends.tvm.kernels.codebook_linear import (
 from shohin.backends.tvm.kernels.matmul import MatMul
 from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import Array, Linear
-from shohin.backends.tvm.lowering.place_sparse_linear import sparse_candidate
 from shohin.backends.tvm.lowering.plan import Planner
-from shohin.backends.tvm.lowering.sparse_costs import Candidate, Comparison, kernel_cost
-from shohin.backends.tvm.lowering.values import bias_numbers, numpy_of
+from shohin.backends.tvm.lowering.sparse_costs import Candidate, kernel_cost
+from shohin.backends.tvm.lowering.values import bias_numbers
 
 _MOST_ROWS = 16
 """Rows up to which streaming dense weights takes longer than adding them up."""
 
 
-def place_compressed_linear(
-    planner: Planner, op: Linear, dense: MatMul, weight: Rows, x: Placement
-) -> bool:
-    """Place a fully connected layer by its sparse weights or its indices if that is faster.
+def codebook_linear(
+    planner: Planner, op: Linear, dense: MatMul, given: tuple[Array, Rows], x: Placement
+) -> Candidate | str:
+    """A fully connected layer by indices, or what there is no kernel for.
 
     Args:
         planner: the planner.
-        op: the layer.
+        op: a layer whose weight has few different values.
         dense: the kernel it would get otherwise.
-        weight: gives rows of the weight, the columns in the order of the input.
+        given: the values; and what gives rows of the weight, the columns in the order of the input.
         x: the input ``[M, K]``.
-
-    Returns:
-        Whether it was placed.
     """
-    if not op.sparse and op.values is None:
-        return False
-    candidates: dict[str, Candidate] = {}
-    remarks = []
-    if op.sparse:
-        candidates["sparse"] = sparse_candidate(planner, op, weight(0, dense.columns), x)
-    if op.values is not None:
-        found = _codebook_candidate(planner, op, dense, (numpy_of(op.values), weight), x)
-        if isinstance(found, Candidate):
-            candidates["codebook"] = found
-        else:
-            remarks.append(f"no codebook kernel {found}")
-    costs = {name: candidate.cost for name, candidate in candidates.items()}
-    comparison = Comparison(kernel_cost(planner, dense), **costs)
-    times = comparison.text() if candidates else "dense"
-    planner.note(op.label, "; ".join([times, *remarks]))
-    if not comparison.pays:
-        return False
-    candidates[comparison.fastest].place()
-    return True
-
-
-def _codebook_candidate(
-    planner: Planner, op: Linear, dense: MatMul, given: tuple[Array, Rows], x: Placement
-) -> Candidate | str:
-    """The layer by indices, or what there is no kernel for."""
     values, weight = given
     if dense.depth != op.weight.shape[1]:  # Inputs that only pad an image have zeros.
         values = np.append(values, np.float32(0.0))

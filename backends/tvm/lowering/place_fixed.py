@@ -10,7 +10,7 @@ from shohin.backends.tvm.kernels.depthwise import DepthwiseConv2d
 from shohin.backends.tvm.kernels.dots import DotUnit, unit_of
 from shohin.backends.tvm.kernels.emit import LANES, blocks
 from shohin.backends.tvm.kernels.fixed_average import FixedAverage as AverageKernel
-from shohin.backends.tvm.kernels.fixed_conv2d import FixedConv2d, chain_length
+from shohin.backends.tvm.kernels.fixed_conv2d import FixedConv2d, chain_length, conv_chain
 from shohin.backends.tvm.kernels.fixed_linear import FixedLinear as LinearKernel
 from shohin.backends.tvm.kernels.fixed_linear import fixed_tile_options
 from shohin.backends.tvm.kernels.geometry import Geometry
@@ -25,6 +25,10 @@ from shohin.backends.tvm.lowering.operations import (
     FixedWeights,
     Pooling,
     Value,
+)
+from shohin.backends.tvm.lowering.place_fixed_ternary import (
+    place_ternary_convolution,
+    place_ternary_linear,
 )
 from shohin.backends.tvm.lowering.plan import Planner
 from shohin.backends.tvm.lowering.values import (
@@ -52,26 +56,27 @@ def place_convolution(planner: Planner, op: FixedConvolution) -> None:
         padded_filters // LANES // groups,
         _registers(planner, unit),
     )
-    kernel = planner.choose(
-        FixedConv2d(
-            batch=op.x.shape[0],
-            channels=blocks(channels) * LANES,
-            filters=padded_filters,
-            geometry=geometry,
-            groups=groups,
-            unit=unit,
-            signed=signed,
-            result=dtype_text(op.output.dtype),
-            tile=tile,
-            chain=_conv_chain(unit, weight, signed),
-            wide=op.weights.wide,
-            source=dtype_text(op.x.dtype),
-            weight_type=dtype_text(op.weights.codes.dtype),
-            steps=kernel_steps(op),
-            output_blocks=planner.image_blocks(op.output),
-            last_channels=0 if groups > 1 else channels % LANES,
-        )
+    plain = FixedConv2d(
+        batch=op.x.shape[0],
+        channels=blocks(channels) * LANES,
+        filters=padded_filters,
+        geometry=geometry,
+        groups=groups,
+        unit=unit,
+        signed=signed,
+        result=dtype_text(op.output.dtype),
+        tile=tile,
+        chain=conv_chain(unit, weight, signed),
+        wide=op.weights.wide,
+        source=dtype_text(op.x.dtype),
+        weight_type=dtype_text(op.weights.codes.dtype),
+        steps=kernel_steps(op),
+        output_blocks=planner.image_blocks(op.output),
+        last_channels=0 if groups > 1 else channels % LANES,
     )
+    if place_ternary_convolution(planner, op, plain, weight):
+        return
+    kernel = planner.choose(plain)
     biases = numpy_of(op.weights.biases)
     planner.narrow |= op.weights.bits < _BYTE
     arguments = [
@@ -99,17 +104,6 @@ def _geometry(op: FixedConvolution) -> Geometry:
     rows, columns = (int(size) for size in op.weights.codes.shape[2:])
     height, width = op.x.shape[2:]
     return Geometry((height, width), (rows, columns), op.stride, op.padding, op.dilation)
-
-
-def _conv_chain(unit: DotUnit, weight: Array, signed: bool) -> int:
-    """Groups of inputs of a block whose products 16 bits hold, for every filter and tap."""
-    if not unit.chains:
-        return 1
-    filters, channels, rows, columns = weight.shape
-    full = np.zeros((filters, blocks(channels) * LANES, rows, columns), weight.dtype)
-    full[:, :channels] = weight
-    split = full.reshape(filters, -1, LANES, rows, columns).transpose(0, 1, 3, 4, 2)
-    return chain_length(split, unit.group, signed)
 
 
 def _place_depthwise(planner: Planner, op: FixedConvolution) -> None:
@@ -158,23 +152,24 @@ def place_linear(planner: Planner, op: FixedLinear) -> None:
     unit, signed = _unit(planner, op.x, op.weights), not op.x.nonnegative
     rows, (columns, depth) = math.prod(op.output.shape[:-1]), weight.shape
     half_bytes = op.weights.bits <= _HALF_BYTE and unit.group == 4 and not op.weights.wide
-    kernel = planner.choose(
-        LinearKernel(
-            rows,
-            depth,
-            columns,
-            unit,
-            signed,
-            dtype_text(op.output.dtype),
-            fixed_tile_options(rows, columns, _registers(planner, unit))[0],
-            chain=1 if half_bytes else _linear_chain(unit, weight, signed),
-            wide=op.weights.wide,
-            source=dtype_text(op.x.dtype),
-            weight_type=dtype_text(op.weights.codes.dtype),
-            half_bytes=half_bytes,
-            steps=kernel_steps(op),
-        )
+    plain = LinearKernel(
+        rows,
+        depth,
+        columns,
+        unit,
+        signed,
+        dtype_text(op.output.dtype),
+        fixed_tile_options(rows, columns, _registers(planner, unit))[0],
+        chain=1 if half_bytes else _linear_chain(unit, weight, signed),
+        wide=op.weights.wide,
+        source=dtype_text(op.x.dtype),
+        weight_type=dtype_text(op.weights.codes.dtype),
+        half_bytes=half_bytes,
+        steps=kernel_steps(op),
     )
+    if place_ternary_linear(planner, op, plain, x, weight):
+        return
+    kernel = planner.choose(plain)
     biases = numpy_of(op.weights.biases)
     planner.narrow |= op.weights.bits < (_HALF_BYTE if half_bytes else _BYTE)
     arguments = [

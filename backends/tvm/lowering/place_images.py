@@ -23,7 +23,7 @@ from shohin.backends.tvm.lowering.operations import (
     Pooling,
     WindowCopy,
 )
-from shohin.backends.tvm.lowering.place_sparse import place_sparse_convolution
+from shohin.backends.tvm.lowering.place_compressed import place_compressed_convolution
 from shohin.backends.tvm.lowering.plan import Planner
 from shohin.backends.tvm.lowering.values import (
     bias_numbers,
@@ -31,6 +31,7 @@ from shohin.backends.tvm.lowering.values import (
     dtype_text,
     geometry_of,
     kernel_steps,
+    macs_of,
     numpy_of,
 )
 
@@ -39,7 +40,7 @@ _PLAIN_CHANNELS = 4
 
 
 def place_convolution(planner: Planner, op: Convolution, timed: bool = False) -> None:
-    """A convolution: depthwise, grouped in whole blocks, dense, or sparse where that pays.
+    """A convolution: depthwise, grouped in whole blocks, dense, sparse or packed as that pays.
 
     Args:
         planner: the planner.
@@ -50,14 +51,17 @@ def place_convolution(planner: Planner, op: Convolution, timed: bool = False) ->
     if op.sparse and not op.may_be_sparse:
         planner.note(op.label, "dense: a grouped convolution has no sparse kernel")
     if op.groups == channels == filters and channels > 1:
+        if op.ternary is not None:
+            planner.note(op.label, "dense: a depthwise convolution has no packed kernel")
         _place_depthwise(planner, op)
         return
     kernel = dense_kernel(planner, op)
-    kernel = planner.choose(kernel, timed=timed or op.may_be_sparse)
-    if op.may_be_sparse and place_sparse_convolution(planner, op, kernel):
+    compressed = op.may_be_sparse or op.ternary is not None
+    kernel = planner.choose(kernel, timed=timed or compressed)
+    if compressed and place_compressed_convolution(planner, op, kernel):
         return
     arguments = [
-        image_place(planner, op, kernel),
+        planner.image(op.x, plain=kernel.plain_input),
         *weight_places(planner, op, kernel),
         *planner.operands(op, blocked=True, width=kernel.filters),
         planner.define_blocked(op.output),
@@ -86,11 +90,6 @@ def dense_kernel(planner: Planner, op: Convolution) -> Conv2d:
     )
 
 
-def image_place(planner: Planner, op: Convolution, kernel: Conv2d) -> Placement:
-    """The image in the layout that a kernel reads."""
-    return planner.plain(op.x) if kernel.plain_input else planner.blocked(op.x)
-
-
 def weight_places(planner: Planner, op: Convolution, kernel: Conv2d) -> list[Placement]:
     """Packed weights, and biases."""
     weight, _ = merge_groups(numpy_of(op.weight), op.groups, op.x.shape[1])
@@ -98,11 +97,6 @@ def weight_places(planner: Planner, op: Convolution, kernel: Conv2d) -> list[Pla
         planner.constant(lambda: _pack_filters(weight, kernel)),
         planner.constant(lambda: bias_numbers(op, kernel.filters)),
     ]
-
-
-def macs_of(op: Convolution) -> int:
-    """Multiply-accumulates of a convolution."""
-    return op.output.elements * math.prod(op.weight.shape[1:])
 
 
 def _fold_pixels(planner: Planner, op: Convolution, weight: Array) -> tuple[tuple[int, int], int]:

@@ -1,6 +1,7 @@
 """Planning of matrix products, normalisations, element-wise chains, views and regions."""
 
 import math
+from functools import partial
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from shohin.backends.tvm.lowering.operations import (
     Value,
     View,
 )
-from shohin.backends.tvm.lowering.place_codebook import place_compressed_linear
+from shohin.backends.tvm.lowering.place_compressed import place_compressed_linear
 from shohin.backends.tvm.lowering.place_fixed import place_quantized_image
 from shohin.backends.tvm.lowering.plan import Planner
 from shohin.backends.tvm.lowering.values import (
@@ -44,12 +45,12 @@ def place_linear(planner: Planner, op: Linear) -> None:
     tile = choose_matrix_tile(rows, columns, planner.target.registers())
     kernel = planner.choose(
         MatMul(1, rows, depth, columns, True, op.bias is not None, tile, steps=kernel_steps(op)),
-        timed=op.sparse or op.values is not None,
+        timed=op.is_compressed,
     )
-    ordered = _in_order_of(image, weight)
-    if place_compressed_linear(planner, op, kernel, ordered, x):
+    ordered = partial(_in_order_of, image)
+    if op.is_compressed and place_compressed_linear(planner, op, kernel, ordered, x):
         return
-    arguments = [x, planner.constant(lambda: _pack_rows(ordered, kernel))]
+    arguments = [x, planner.constant(lambda: _pack_rows(ordered(weight), kernel))]
     if op.bias is not None:
         arguments.append(planner.constant(lambda: bias_numbers(op, kernel.padded_columns)))
     arguments += planner.operands(op, blocked=False, width=kernel.padded_columns)

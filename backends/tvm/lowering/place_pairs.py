@@ -16,13 +16,11 @@ from shohin.backends.tvm.lowering.operations import (
 )
 from shohin.backends.tvm.lowering.place_images import (
     dense_kernel,
-    image_place,
-    macs_of,
     place_convolution,
     weight_places,
 )
 from shohin.backends.tvm.lowering.plan import Planner
-from shohin.backends.tvm.lowering.values import geometry_of
+from shohin.backends.tvm.lowering.values import geometry_of, macs_of
 
 
 def pair_convolutions(operations: Operations) -> Operations:
@@ -50,7 +48,8 @@ def pair_convolutions(operations: Operations) -> Operations:
 
 def _reads_alone(op: Convolution, first: Convolution, uses: Counter[Value]) -> bool:
     pointwise = op.weight.shape[2:] == (1, 1) and op.stride == (1, 1) and not any(op.padding)
-    plain = first.groups == op.groups == 1 and not (first.sparse or op.sparse)
+    dense = not any(one.sparse or one.ternary for one in (first, op))
+    plain = first.groups == op.groups == 1 and dense
     return pointwise and plain and not first.steps and uses[first.output] == 1
 
 
@@ -63,7 +62,7 @@ def place_pair(planner: Planner, op: ConvolutionPair) -> None:
             place_convolution(planner, one, timed=any_tiles.fits)
         return
     arguments = [
-        image_place(planner, op.first, kernel.first),
+        planner.image(op.first.x, plain=kernel.first.plain_input),
         *weight_places(planner, op.first, kernel.first),
         *weight_places(planner, op.second, kernel.second),
         *planner.operands(op, blocked=True, width=kernel.second.filters),

@@ -1,4 +1,4 @@
-"""Planning of convolutions with few weights: the sparse kernel where it is the faster one.
+"""Planning of convolutions with few weights by their sparse kernel.
 
 What changes of layout take before and after a layer belongs to its cost.
 """
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shohin.backends.tvm.kernels.emit import Kernel, ceil_div
+from shohin.backends.tvm.kernels.emit import ceil_div
 from shohin.backends.tvm.kernels.list_layout import ListLayout
 from shohin.backends.tvm.kernels.planes import Planes
 from shohin.backends.tvm.kernels.sparse_conv2d import (
@@ -21,34 +21,25 @@ from shohin.backends.tvm.kernels.sparse_conv2d import (
 from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import Array, Convolution
 from shohin.backends.tvm.lowering.plan import Planner
-from shohin.backends.tvm.lowering.sparse_costs import Comparison, kernel_cost
+from shohin.backends.tvm.lowering.sparse_costs import Candidate, kernel_cost
 from shohin.backends.tvm.lowering.values import bias_numbers, geometry_of, kernel_steps, numpy_of
 
 ITEMS_A_THREAD = 4
 """Work items of a kernel, so that threads that finish early find more to do."""
 
 
-def place_sparse_convolution(planner: Planner, op: Convolution, dense: Kernel) -> bool:
-    """Place a convolution as a sparse one if that is faster.
-
-    Args:
-        planner: the planner.
-        op: a convolution without groups whose weight is sparse.
-        dense: the kernel it would get otherwise.
-
-    Returns:
-        Whether it was placed.
-    """
+def sparse_convolution(planner: Planner, op: Convolution) -> Candidate:
+    """A convolution without groups, whose weight is sparse, as a sparse one."""
     weight = numpy_of(op.weight)
     kernel = planner.choose(_kernel(planner, op, weight), timed=True)
     moved = 0 if planner.has_planes(op.x, kernel.source) else op.x.elements
     moved += planner.moved_for_readers(op.output, planes=True)
-    sparse = kernel_cost(planner, kernel, moved)
-    moved = planner.moved_for_readers(op.output, planes=False)
-    comparison = Comparison(kernel_cost(planner, dense, moved), sparse)
-    planner.note(op.label, comparison.text())
-    if not comparison.pays:
-        return False
+    return Candidate(
+        kernel_cost(planner, kernel, moved), lambda: _call(planner, op, kernel, weight)
+    )
+
+
+def _call(planner: Planner, op: Convolution, kernel: SparseConv2d, weight: Array) -> None:
     arguments = [
         planner.planes(op.x, kernel.source),
         *convolution_lists(planner, weight, kernel),
@@ -59,7 +50,6 @@ def place_sparse_convolution(planner: Planner, op: Convolution, dense: Kernel) -
     macs = kernel.nonzeros * op.output.elements // op.output.shape[1]
     planner.call(kernel, arguments, op.label, macs)
     planner.exchange(op.output, op.label)
-    return True
 
 
 def _kernel(planner: Planner, op: Convolution, weight: Array) -> SparseConv2d:

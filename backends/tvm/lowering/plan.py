@@ -367,6 +367,10 @@ class Planner:
         self.call(kernel, [x, y], f"{value.name}: to blocked")
         return y
 
+    def image(self, value: Value, *, plain: bool) -> Placement:
+        """The image in plain or in blocked layout, converted if need be."""
+        return self.plain(value) if plain else self.blocked(value)
+
     def operands(self, operation: Operation, blocked: bool, width: int) -> list[Placement]:
         """Places of the second operands of an operation's steps.
 

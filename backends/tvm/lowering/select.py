@@ -17,6 +17,7 @@ from shohin.backends.tvm.lowering.operations import (
     Operation,
     Operations,
     Region,
+    TernaryWeight,
     Value,
 )
 from shohin.errors import UnsupportedError
@@ -25,12 +26,20 @@ from shohin.ir.codebook import Codebook
 from shohin.ir.encodings import Encoding, Sparse
 from shohin.ir.program import Program, tensor_of
 from shohin.ir.shapes import fake_values
+from shohin.ir.ternary import Ternary
 from shohin.passes.patterns import argument
 
 Handler: TypeAlias = Callable[["Selector", fx.Node], bool]
 
 _LARGEST_FOLDED = 4 << 20
 """Bytes of the largest result that is computed at compile time."""
+
+_SPARSE_TERNARY = 0.4
+"""Density of ternary weights up to which lists of those that are not zero are tried as well.
+
+Measured on Zen 3, 3 x 3 convolutions: lists are a quarter faster than packed weights at 0.4 and
+as fast at 0.5, but take ten times the memory.
+"""
 
 
 class Selector:
@@ -239,8 +248,19 @@ class Selector:
         return self.values.get(found) if isinstance(found, fx.Node) else None
 
     def is_sparse(self, node: fx.Node, name: str) -> bool:
-        """Whether a weight is stored as sparse."""
-        return isinstance(self._encoding(node, name), Sparse)
+        """Whether a weight is stored as sparse, or as ternary with few that are not zero."""
+        encoding = self._encoding(node, name)
+        if isinstance(encoding, Ternary):
+            return encoding.density <= _SPARSE_TERNARY
+        return isinstance(encoding, Sparse)
+
+    def ternary(self, node: fx.Node, name: str) -> TernaryWeight | None:
+        """What a weight is made of that is stored as ternary, None for others."""
+        encoding = self._encoding(node, name)
+        if not isinstance(encoding, Ternary) or encoding.dtype != torch.float32:
+            return None
+        signed = encoding.pairs() * torch.tensor([1.0, -1.0])
+        return TernaryWeight(encoding.codes, signed.expand(encoding.shape[0], 2))
 
     def shared_values(self, node: fx.Node, name: str) -> Tensor | None:
         """The few values that the elements of a weight have, None where they are not shared."""

@@ -1,12 +1,14 @@
-"""What dense, sparse and codebook kernels take, to choose between them."""
+"""What dense, sparse, codebook and packed kernels take, to choose between them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from shohin.backends.tvm.kernels.codebook_linear import CodebookLinear
 from shohin.backends.tvm.kernels.conv2d import Conv2d
 from shohin.backends.tvm.kernels.emit import Kernel
 from shohin.backends.tvm.kernels.matmul import MatMul
+from shohin.backends.tvm.kernels.packed_matmul import PackedMatMul
+from shohin.backends.tvm.kernels.ternary_linear import TernaryLinear
 from shohin.backends.tvm.lowering.plan import Planner
 
 _SPARSE_COST = 2.4
@@ -16,6 +18,21 @@ _LOOK_UP_COST = 0.4
 """How much of the time of a dense operation on a streamed weight looking it up takes, unmeasured.
 
 Measured on Zen 4 with 4096 x 4096 weights: from 0.27 for one look-up to 0.5 for two.
+"""
+
+_PACKED_COST = 0.6
+"""How much of the time of a dense operation on a streamed weight a packed one takes, unmeasured.
+
+On few rows or with cached weights they are about as fast as each other: measured on Zen 3.
+"""
+
+_SUBSET_COST = 0.25
+"""The same for sums of subsets of inputs, which take 2.4 times as long in a layer of many rows."""
+
+_PACKED_SLOWER = 1.05
+"""How many times as long as the fastest kernel a packed one may take and still be chosen.
+
+Its weights take a sixteenth of the memory, and other layers find more of theirs in the caches.
 """
 
 _CACHED_BYTES = 1 << 20
@@ -62,28 +79,35 @@ class Comparison:
         dense: cost of the dense kernel.
         sparse: cost of the sparse kernel and of the change of layout that it needs, if it has one.
         codebook: cost of the kernel that looks weights up, if it has one.
+        packed: cost of the kernel whose weights are two bits, if it has one.
     """
 
     dense: Cost
     sparse: Cost | None = None
     codebook: Cost | None = None
+    packed: Cost | None = None
 
     @property
     def costs(self) -> dict[str, Cost]:
         """What there is, by name, the dense kernel first."""
-        every = {"dense": self.dense, "sparse": self.sparse, "codebook": self.codebook}
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: cost for name, cost in every.items() if cost is not None}
 
     @property
-    def fastest(self) -> str:
-        """Name of the fastest; the dense kernel if none is faster."""
+    def best(self) -> str:
+        """Name of the kernel to use: the packed one if it is hardly slower, else the fastest.
+
+        The dense kernel if none is faster.
+        """
         costs = self.costs
-        return min(costs, key=lambda name: costs[name].milliseconds)
+        fastest = min(costs, key=lambda name: costs[name].milliseconds)
+        most = costs[fastest].milliseconds * _PACKED_SLOWER
+        return "packed" if self.packed and self.packed.milliseconds <= most else fastest
 
     @property
     def pays(self) -> bool:
-        """Whether another kernel than the dense one is the fastest."""
-        return self.fastest != "dense"
+        """Whether another kernel than the dense one is to be used."""
+        return self.best != "dense"
 
     def text(self) -> str:
         """For people."""
@@ -112,8 +136,20 @@ def kernel_cost(planner: Planner, kernel: Kernel, moved: int = 0) -> Cost:
 def _factor(kernel: Kernel) -> float:
     """How many times as long as in a dense kernel an operation takes."""
     if isinstance(kernel, CodebookLinear):
-        dense_bytes = 4 * kernel.depth * kernel.columns
-        streamed = kernel.rows == 1 and dense_bytes > _CACHED_BYTES
         look_ups = kernel.form.look_ups + 0.5 * kernel.form.zero_bit
-        return look_ups * _LOOK_UP_COST + (0.0 if streamed else 1.0)
+        return look_ups * _LOOK_UP_COST + (0.0 if _is_streamed(kernel) else 1.0)
+    if isinstance(kernel, (PackedMatMul, TernaryLinear)):
+        return _packed_factor(kernel)
     return 1.0 if isinstance(kernel, (Conv2d, MatMul)) else _SPARSE_COST
+
+
+def _packed_factor(kernel: PackedMatMul | TernaryLinear) -> float:
+    streamed = _is_streamed(kernel)
+    if isinstance(kernel, TernaryLinear):
+        return _SUBSET_COST if streamed else 2.4 * _SUBSET_COST
+    return _PACKED_COST if streamed else 1.0
+
+
+def _is_streamed(kernel: CodebookLinear | PackedMatMul | TernaryLinear) -> bool:
+    """Whether a dense kernel would stream the weights for a single row."""
+    return kernel.rows == 1 and 4 * kernel.depth * kernel.columns > _CACHED_BYTES

@@ -1,5 +1,7 @@
 """Values of the plan as kernels take them: sizes, numbers, types, steps."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -57,6 +59,11 @@ def geometry_of(operation: Convolution) -> Geometry:
         operation.padding,
         operation.dilation,
     )
+
+
+def macs_of(operation: Convolution) -> int:
+    """Multiply-accumulates of a convolution."""
+    return operation.output.elements * math.prod(operation.weight.shape[1:])
 
 
 def kernel_steps(operation: Operation) -> tuple[Step, ...]:
