@@ -11,6 +11,7 @@ from shohin.passes.ternarising.history import Point
 
 CURVES = "ternary-curves.png"
 _MANY = 12
+_DARK_ENOUGH = 0.9  # of the colours, whose last ones are hard to see on white
 
 
 def check_folder(folder: Path | None) -> None:
@@ -49,6 +50,7 @@ def draw_curves(path: Path, points: Sequence[Point]) -> None:
     axes[1][1].set_ylabel("negative scale $W_n$")
     for one in axes.flat:
         one.set_xlabel("epoch")
+        one.xaxis.get_major_locator().set_params(integer=True)
         one.grid(alpha=0.3)
     handles, labels = axes[0][1].get_legend_handles_labels()
     if handles:
@@ -64,6 +66,6 @@ def _lines(axes: Any, points: Sequence[Point], value: Callable[[Point, str], flo
     names, epochs = [*points[0].zeros] if points else [], [point.epoch for point in points]
     shades = colormaps["viridis"]
     for index, name in enumerate(names):
-        colour = shades(index / max(1, len(names) - 1))
+        colour = shades(_DARK_ENOUGH * index / max(1, len(names) - 1))
         found = [value(point, name) for point in points]
         axes.plot(epochs, found, color=colour, label=name, linewidth=1.2)
