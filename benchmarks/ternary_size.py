@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tables import Table, save
 from ternary_accuracy import RECIPES, program_path
-from ternary_speed import NETWORK_FIT, variants
+from ternary_speed import variants
 
 import shohin
 from shohin import zoo
@@ -47,7 +47,7 @@ def measure_memory() -> None:
     model = zoo.build("alexnet").eval()
     images = torch.randn(4, *zoo.example_inputs("alexnet", 1)[0].shape[1:])
     rows = []
-    for label, program in variants(model, images, "alexnet", NETWORK_FIT).items():
+    for label, program in variants(model, images, "alexnet").items():
         rows.append({"network": label, **_resident(program)})
         print(rows[-1], flush=True)
     table = Table(

@@ -5,16 +5,21 @@ from typing import Any
 
 from tables import Table, save
 
-FIT = "ternary-fit{scales=layer compensate=false keep_first=false keep_last=false}"
-NETWORK_FIT = "ternary-fit{scales=layer compensate=false}"
-FIXED = "fixed-point"
-OURS: Mapping[str, Sequence[str]] = {
-    "float": (),
-    "ternary": ("fit",),
-    "int8": ("fixed",),
-    "ternary int8": ("fit", "fixed"),
+_FIT = "ternary-fit{{scales={scales} compensate=false {layers}}}"
+_FIXED = "fixed-point"
+OURS: Mapping[str, tuple[str, str]] = {
+    "float": ("", ""),
+    "ternary": ("layer", ""),
+    "int8": ("", _FIXED),
+    "ternary int8": ("layer", _FIXED),
+    "ternary int8 by row": ("row", _FIXED),
 }
-"""What is done to a layer or network, by the name of what comes out."""
+"""What values ternary weights have, and what follows, by the name of what comes out.
+
+By layer are the two values that trained layers have; by row is one for each output.
+"""
+
+EVERY_LAYER = "keep_first=false keep_last=false"
 
 CHAIN = 16
 """Layers in a row whose weights do not fit the caches together, packed to two bits even."""
@@ -56,7 +61,7 @@ def measure_convolutions(rounds: int, budget: float) -> None:
         times = _convolution(channels, size, rounds, budget)
         rows.append({"channels": channels, "size": size, "milliseconds": times})
         print(rows[-1], flush=True)
-    headings = ("layer", *OURS, "float / ternary", "int8 / ternary int8")
+    headings = ("layer", *OURS, "float / ternary", "int8 / ternary", "int8 / by row")
     table = Table("3 x 3 convolutions, batch 1, one thread, milliseconds", headings)
     for row in rows:
         times = row["milliseconds"]
@@ -65,6 +70,7 @@ def measure_convolutions(rounds: int, budget: float) -> None:
             *(f"{times[name]:.4f}" for name in OURS),
             f"{times['float'] / times['ternary']:.2f}",
             f"{times['int8'] / times['ternary int8']:.2f}",
+            f"{times['int8'] / times['ternary int8 by row']:.2f}",
         )
     save("ternary_convolutions", rows, [table])
 
@@ -90,16 +96,23 @@ def measure_networks(names: Sequence[str], rounds: int, budget: float) -> None:
     save("ternary_networks", rows, [table])
 
 
-def variants(model: Any, images: Any, name: str, fit: str) -> dict[str, Any]:
-    """A network as each of `OURS`, folded."""
+def variants(model: Any, images: Any, name: str, layers: str = "") -> dict[str, Any]:
+    """A network as each of `OURS`, folded.
+
+    Args:
+        model: the network.
+        images: to calibrate on.
+        name: of the network.
+        layers: options of which layers are ternary.
+    """
     import shohin
 
     program = shohin.capture(model, (images[:2],), name=name)
     program = shohin.optimize(program, "drop-identity, fold-bn", drift=False).program
-    texts = {"fit": fit, "fixed": FIXED}
     made = {}
-    for label, steps in OURS.items():
-        passes = ", ".join(texts[step] for step in steps)
+    for label, (scales, then) in OURS.items():
+        fit = _FIT.format(scales=scales, layers=layers) if scales else ""
+        passes = ", ".join(part for part in (fit, then) if part)
         made[label] = (
             shohin.optimize(program, passes, calibration=[(images,)], drift=False).program
             if passes
@@ -121,7 +134,7 @@ def _linear(layers: int, rounds: int, budget: float) -> dict[str, float]:
     model, x = nn.Sequential(*parts).eval(), torch.randn(8, 4096)
     functions: dict[str, Callable[[], object]] = {}
     kernel: dict[str, list[float]] = {}
-    for label, program in variants(model, x, "linear", FIT).items():
+    for label, program in variants(model, x, "linear", EVERY_LAYER).items():
         binary = shohin.compile(program, "cpu{threads=1}")
         found = kernel[label] = []
         functions[label] = lambda binary=binary, found=found: found.append(
@@ -152,7 +165,7 @@ def _convolution(channels: int, size: int, rounds: int, budget: float) -> dict[s
     x = torch.randn(2, channels, size, size).relu()
     functions: dict[str, Callable[[], object]] = {}
     kernel: dict[str, list[float]] = {}
-    for label, program in variants(model, x, "convolution", FIT).items():
+    for label, program in variants(model, x, "convolution", EVERY_LAYER).items():
         binary = shohin.compile(program, "cpu{threads=1}")
         found = kernel[label] = []
         functions[label] = lambda binary=binary, found=found: found.append(
@@ -185,7 +198,7 @@ def _network(name: str, threads: int, rounds: int, budget: float) -> dict[str, A
     array = images[:1].numpy()
     functions: dict[str, Callable[[], object]] = {}
     sizes = {}
-    for label, program in variants(model, images, name, NETWORK_FIT).items():
+    for label, program in variants(model, images, name).items():
         binary = shohin.compile(program, f"cpu{{threads={threads}}}")
         functions[label] = lambda binary=binary: binary(array)
         sizes[label] = binary.constant_bytes
