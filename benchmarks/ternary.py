@@ -3,6 +3,7 @@
     export SHOHIN_DATA=...
     python benchmarks/ternary.py train --networks resnet-20 --parts ternary    # takes hours
     python benchmarks/ternary.py accuracy        # test errors of what was trained
+    python benchmarks/ternary.py fit             # test errors without training
     python benchmarks/ternary.py files           # bytes of what was trained
     python benchmarks/ternary.py linear          # a fully connected layer against PyTorch
     python benchmarks/ternary.py convolutions    # against our own dense and int8
@@ -16,6 +17,7 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping
 
 import ternary_accuracy
+import ternary_fit
 import ternary_size
 import ternary_speed
 import torch
@@ -46,6 +48,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
         _names(options, ternary_accuracy.RECIPES), options.parts.split(",")
     ),
     "accuracy": lambda _: ternary_accuracy.summarise(),
+    "fit": lambda _: ternary_fit.measure_fits(),
     "files": lambda _: ternary_size.measure_files(),
     "memory": lambda _: ternary_size.measure_memory(),
     "linear": lambda _: ternary_speed.measure_linear(_ROUNDS, _BUDGET),
