@@ -48,11 +48,13 @@ class TernaryWeights:
     def of(cls, weight: Array) -> "TernaryWeights | None":
         """Integers ``[O, ...]``; None if a row has two positive ones, or two negative ones."""
         flat = weight.astype(np.int16).reshape(len(weight), -1)
-        values = np.stack([flat.max(1, initial=0), flat.min(1, initial=0)], 1).astype(np.int64)
+        highest, lowest = flat.max(1, initial=0), flat.min(1, initial=0)
         above, below = flat > 0, flat < 0
-        wanted = np.where(above, values[:, :1], np.where(below, values[:, 1:], 0))
+        # In 16 bits: this is done to every layer, ternary or not.
+        wanted = np.where(above, highest[:, None], np.where(below, lowest[:, None], flat))
         if not np.array_equal(wanted, flat):
             return None
+        values = np.stack([highest, lowest], 1).astype(np.int64)
         codes = (above + 2 * below).astype(np.uint8).reshape(weight.shape)
         return cls(codes, *(_common_pair(values) or (values, np.ones(len(values), np.int64))))
 

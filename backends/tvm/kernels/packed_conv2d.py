@@ -27,6 +27,7 @@ from shohin.backends.tvm.kernels.emit import (
 )
 from shohin.backends.tvm.kernels.ternary_codes import (
     CODES_A_WORD,
+    MOST_SCRATCH,
     VALUES,
     decoded,
     load_words,
@@ -35,9 +36,6 @@ from shohin.backends.tvm.kernels.ternary_codes import (
 
 _SCRATCH = 20_000
 """Bytes of expanded weights that a tile aims at, to leave room in a first level cache."""
-
-_MOST_SCRATCH = 1 << 20
-"""Bytes that it may take: half of the stack of a thread."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class PackedConv2d(Conv2d):
         return tuple(
             replace(self, tile=self._cut(tile))
             for tile in options
-            if self._block_bytes(tile) <= _MOST_SCRATCH
+            if self._block_bytes(tile) <= MOST_SCRATCH
         )
 
     def _cut(self, tile: ConvTile) -> ConvTile:

@@ -1,8 +1,8 @@
 """Matrix products with ternary weights, kept as two bits a weight: for any processor and any rows.
 
 The same as `MatMul` but for where weights come from: they are expanded from their codes in
-registers; or, where the rows of the result take more than one tile, once for all of those into a
-scratch that a second level cache keeps.
+registers; or, where the rows of the result take more than one tile, once for those of a work item
+into a scratch that a second level cache keeps.
 """
 
 from dataclasses import dataclass, replace
@@ -35,14 +35,12 @@ from shohin.backends.tvm.kernels.matmul import (
 )
 from shohin.backends.tvm.kernels.ternary_codes import (
     CODES_A_WORD,
+    MOST_SCRATCH,
     VALUES,
     decoded,
     load_words,
     pack_codes,
 )
-
-_MOST_SCRATCH = 1 << 20
-"""Bytes of weights expanded at once: half of the stack of a thread."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,12 @@ class PackedMatMul(MatMul):
     """A fully connected layer whose outputs have two values each.
 
     Codes are packed ``[N/NR, K/16, NR]`` words.
+
+    Attributes:
+        items: about how many work items there should be, for threads to share.
     """
+
+    items: int = 1
 
     @property
     def family(self) -> str:
@@ -59,8 +62,18 @@ class PackedMatMul(MatMul):
 
     @property
     def extent(self) -> int:
-        """Column tiles."""
-        return self.column_tiles
+        """Column tiles times parts of the rows."""
+        return self.column_tiles * self.parts
+
+    @property
+    def part_tiles(self) -> int:
+        """Tiles of rows of a work item."""
+        return ceil_div(self.row_tiles, ceil_div(self.items, self.column_tiles))
+
+    @property
+    def parts(self) -> int:
+        """Parts of the rows, for each of which the weights are expanded."""
+        return ceil_div(self.row_tiles, self.part_tiles)
 
     @property
     def words(self) -> int:
@@ -76,7 +89,7 @@ class PackedMatMul(MatMul):
     def scratch(self) -> int:
         """Weights that are expanded at once; 0 where they are in registers only."""
         size = self.words * CODES_A_WORD * LANES * self.tile.column_blocks
-        return size if self.row_tiles > 1 and 4 * size <= _MOST_SCRATCH else 0
+        return size if self.row_tiles > 1 and 4 * size <= MOST_SCRATCH else 0
 
     def variants(self, registers: int) -> tuple[Kernel, ...]:
         """The product in every tile shape, those first that expand in registers and fit them."""
@@ -99,9 +112,13 @@ class PackedMatMul(MatMul):
         )
 
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
-        """All rows of one tile of columns; ragged edges are separate code."""
+        """A part of the rows of one tile of columns; ragged edges are separate code."""
+        # Outside of both branches, each of which would have a part of the stack to itself.
+        scratch = local(max(1, self.scratch))
         width = LANES * self.tile.column_blocks
-        whole_or_rest(item, width, self.columns, partial(self._emit_rows, item, buffers))
+        column_tile, part = T.floordiv(item, self.parts), T.floormod(item, self.parts)
+        emit = partial(self._emit_rows, column_tile, part, (scratch, *buffers))
+        whole_or_rest(column_tile, width, self.columns, emit)
 
     def pack(self, codes: Rows) -> Array:
         """Codes as words, done a tile at a time.
@@ -118,27 +135,30 @@ class PackedMatMul(MatMul):
             packed[tile] = pack_codes(full)
         return packed
 
-    def _emit_rows(self, item: Expr, buffers: tuple[Buffer, ...], columns: int) -> None:
-        emitter = _PackedEmitter(self, item, buffers)
+    def _emit_rows(
+        self, column_tile: Expr, part: Expr, buffers: tuple[Buffer, ...], columns: int
+    ) -> None:
+        emitter = _PackedEmitter(self, column_tile, buffers)
         if self.scratch:
             emitter.expand(columns)
-        whole, rest = divmod(self.rows, self.tile.rows)
-        with T.serial(0, whole) as row_tile:
-            emitter.row_tile = row_tile
-            emitter.emit(self.tile.rows, columns)
-        if rest:
-            emitter.row_tile = whole
-            emitter.emit(rest, columns)
+        first = part * self.part_tiles
+        with T.serial(0, T.min(self.part_tiles, self.row_tiles - first)) as index:
+            emitter.row_tile = first + index
+            whole_or_rest(
+                first + index,
+                self.tile.rows,
+                self.rows,
+                lambda rows: emitter.emit(rows, columns),
+            )
 
 
 class _PackedEmitter(TileEmitter):
     """Takes weights from codes."""
 
     def __init__(self, matmul: PackedMatMul, item: Expr, buffers: tuple[Buffer, ...]) -> None:
-        a, self.codes, self.values, *rest = buffers
-        scratch = local(max(1, matmul.scratch))
+        scratch, a, self.codes, self.values, *rest = buffers
         super().__init__(matmul, item, (a, scratch, *rest))
-        self.packed, self.column_tile = matmul, item
+        self.packed, self.column_tile, self.image = matmul, item, 0
         self.vectors: list[Expr] = []
 
     def expand(self, columns: int) -> None:

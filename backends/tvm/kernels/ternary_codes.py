@@ -30,6 +30,9 @@ CODES_A_WORD = 16
 VALUES = 2
 """Values of a row."""
 
+MOST_SCRATCH = 1 << 19
+"""Bytes of weights expanded at once: half of the stack that a kernel has at least."""
+
 _WORD_BYTES = 4
 
 

@@ -24,7 +24,7 @@ _MOST_SUBSET_ROWS = 8
 """Rows up to which sums of subsets are tried: each row has its own."""
 
 _ITEMS_A_THREAD = 4
-"""Work items of a convolution, so that threads that finish early find more to do."""
+"""Work items of a layer, so that threads that finish early find more to do."""
 
 
 def packed_convolution(
@@ -39,10 +39,8 @@ def packed_convolution(
         moved: elements whose layout changes for readers of its result.
     """
     weight = _ternary(op)
-    threads = planner.target.threads
-    items = _ITEMS_A_THREAD * threads if threads > 1 else 1
     common = {field.name: getattr(dense, field.name) for field in fields(Conv2d)}
-    some = PackedConv2d(**common, items=items)
+    some = PackedConv2d(**common, items=_items(planner))
     if not some.variants(planner.target.registers()):
         return "for {} x {} filters".format(*dense.geometry.kernel)
     kernel = planner.choose(some, timed=True)
@@ -90,7 +88,7 @@ def _by_expansion(
     planner: Planner, op: Linear, dense: MatMul, codes: Rows, x: Placement
 ) -> Candidate:
     common = {field.name: getattr(dense, field.name) for field in fields(MatMul)}
-    kernel = planner.choose(PackedMatMul(**common), timed=True)
+    kernel = planner.choose(PackedMatMul(**common, items=_items(planner)), timed=True)
 
     def place() -> None:
         biases = [_biases(planner, op, kernel)] if kernel.bias else []
@@ -136,6 +134,11 @@ def _call(
         planner.define_plain(op.output),
     ]
     planner.call(kernel, arguments, op.label, op.output.elements * int(op.weight.shape[1]))
+
+
+def _items(planner: Planner) -> int:
+    threads = planner.target.threads
+    return _ITEMS_A_THREAD * threads if threads > 1 else 1
 
 
 def _ternary(op: Convolution | Linear) -> TernaryWeight:

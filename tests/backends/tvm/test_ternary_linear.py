@@ -1,6 +1,8 @@
 """Fully connected layers with ternary weights: the kernels, and where they are used."""
 
 import random
+import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from harness import ALL_STEPS, KernelLibrary, apply_steps, random_array, sum_of_products
-from small_nets import compare, net
+from small_nets import compare, net, plan_of_program
 from ternary_nets import (
     SCALES,
     Scales,
@@ -29,6 +31,7 @@ from shohin.backends.tvm.kernels.epilogue import Step
 from shohin.backends.tvm.kernels.matmul import MatMul, MatrixTile
 from shohin.backends.tvm.kernels.packed_matmul import PackedMatMul
 from shohin.backends.tvm.kernels.subset_sums import SubsetForm, SubsetSums
+from shohin.backends.tvm.kernels.ternary_codes import MOST_SCRATCH
 from shohin.backends.tvm.kernels.ternary_linear import TernaryLinear, ternary_tile_options
 from shohin.backends.tvm.lowering import sparse_costs
 from shohin.backends.tvm.lowering.lower import lower, select
@@ -50,9 +53,10 @@ def _packed(
     depth: int = 50,
     tile: MatrixTile | None = None,
     steps: tuple[Step, ...] = (),
+    items: int = 1,
 ) -> PackedMatMul:
     chosen = tile or MatrixTile(min(rows, 2), 1)
-    return PackedMatMul(1, rows, depth, columns, True, True, chosen, steps=steps)
+    return PackedMatMul(1, rows, depth, columns, True, True, chosen, steps=steps, items=items)
 
 
 def _by_subsets(
@@ -95,6 +99,11 @@ def _cases(lanes: int) -> dict[str, Kernel]:
     cases["packed, no scratch is large enough"] = _packed(
         rows=3, columns=17, depth=9000, tile=MatrixTile(2, 2)
     )
+    for rows, items in ((12, 6), (13, 6), (13, 8), (13, 100), (5, 9)):
+        name = f"packed, {rows} rows for {items} items"
+        cases[name] = _packed(rows=rows, tile=MatrixTile(2, 2), items=items)
+        wide = _packed(rows=rows, depth=9000, tile=MatrixTile(2, 2), items=items)
+        cases[f"{name}, no scratch"] = wide
     return cases
 
 
@@ -164,6 +173,28 @@ def test_words_choose_exactly_the_inputs(lanes: int, depth: int) -> None:
     np.testing.assert_array_equal(found[: kernel.columns, :depth], codes)
     assert not found[kernel.columns :].any()
     assert not found[:, depth:].any()
+
+
+def test_scratch_fits_the_stack() -> None:
+    """Half of what a thread has at least, once for whole and ragged tiles together."""
+    largest = _packed(rows=5, columns=100, depth=2048, tile=MatrixTile(2, 4))
+    assert 4 * largest.scratch == MOST_SCRATCH == 1 << 19
+    assert not replace(largest, depth=2049).scratch
+    sizes = re.findall(r"alloc_local\(\((\d+),\)", largest.build().script())
+    assert sizes.count(str(largest.scratch)) == 1
+    assert sum(int(size) for size in sizes if int(size) != largest.scratch) < 1 << 15
+
+
+def test_rows_are_cut_where_there_are_few_columns() -> None:
+    some = _packed(rows=100, columns=40, tile=MatrixTile(4, 1))
+    extents = [replace(some, items=items).extent for items in (1, 3, 4, 6, 12, 24, 1000)]
+    assert extents == [3, 3, 6, 6, 12, 21, 75]
+    assert replace(some, columns=4096, items=16).extent == 256
+    program = ternary(_linear(columns=20), (96,), batch=200)
+    for threads, extent in ((1, 2), (4, 14)):
+        plan = plan_of_program(program, 200, CpuTarget("x86-64-v3", threads=threads))
+        assert [call.kernel.family for call in plan.calls] == ["packed_linear"]
+        assert [call.extent for call in plan.calls] == [extent]
 
 
 @pytest.mark.parametrize(("lanes", "registers"), [(16, 30), (8, 7)])
