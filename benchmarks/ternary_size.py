@@ -47,7 +47,7 @@ def measure_memory() -> None:
     model = zoo.build("alexnet").eval()
     images = torch.randn(4, *zoo.example_inputs("alexnet", 1)[0].shape[1:])
     rows = []
-    for label, program in variants(model, images, "alexnet").items():
+    for label, program in variants(model, images, "alexnet"):
         rows.append({"network": label, **_resident(program)})
         print(rows[-1], flush=True)
     table = Table(

@@ -1,11 +1,11 @@
 """Speed of ternary layers and networks beside our own dense and int8 ones, and other runtimes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tables import Table, save
 
-_FIT = "ternary-fit{{scales={scales} compensate=false {layers}}}"
 _FIXED = "fixed-point"
 OURS: Mapping[str, tuple[str, str]] = {
     "float": ("", ""),
@@ -19,9 +19,10 @@ OURS: Mapping[str, tuple[str, str]] = {
 By layer are the two values that trained layers have; by row is one for each output.
 """
 
-EVERY_LAYER = "keep_first=false keep_last=false"
+_SKEW = 1.2
+"""How much larger positive values are than negative ones, about as in trained layers."""
 
-CHAIN = 16
+CHAIN = 12
 """Layers in a row whose weights do not fit the caches together, packed to two bits even."""
 
 CONVOLUTIONS = ((64, 56), (128, 28), (256, 14), (512, 7), (512, 4), (512, 2))
@@ -96,29 +97,54 @@ def measure_networks(names: Sequence[str], rounds: int, budget: float) -> None:
     save("ternary_networks", rows, [table])
 
 
-def variants(model: Any, images: Any, name: str, layers: str = "") -> dict[str, Any]:
-    """A network as each of `OURS`, folded.
+def variants(
+    model: Any, images: Any, name: str, *, whole: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """A network as each of `OURS`, folded, one after the other.
 
     Args:
         model: the network.
         images: to calibrate on.
         name: of the network.
-        layers: options of which layers are ternary.
+        whole: whether the first and the last layer are ternary, too.
     """
     import shohin
 
     program = shohin.capture(model, (images[:2],), name=name)
     program = shohin.optimize(program, "drop-identity, fold-bn", drift=False).program
-    made = {}
-    for label, (scales, then) in OURS.items():
-        fit = _FIT.format(scales=scales, layers=layers) if scales else ""
-        passes = ", ".join(part for part in (fit, then) if part)
-        made[label] = (
-            shohin.optimize(program, passes, calibration=[(images,)], drift=False).program
-            if passes
-            else program
-        )
-    return made
+    for label, (scales, passes) in OURS.items():
+        made = _ternary(program, scales, whole) if scales else program
+        if passes:
+            made = shohin.optimize(made, passes, calibration=[(images,)], drift=False).program
+        yield label, made
+
+
+def _ternary(program: Any, scales: str, whole: bool) -> Any:
+    """A program whose weights are ternary at the threshold of Li and Liu (arXiv 1605.04711)."""
+    import torch
+
+    from shohin.ir.encodings import Dense
+    from shohin.ir.program import Stage
+    from shohin.ir.ternary import Ternary
+
+    program = program.copy()
+    weights = {n: w for n, w in program.module.named_parameters() if w.dim() > 1}
+    names = [*weights] if whole else [*weights][1:-1]
+    encodings = dict(program.encodings)
+    for name in names:
+        weight = weights[name].detach()
+        sizes = weight.abs()
+        codes = (weight.sign() * (sizes > 0.7 * sizes.mean())).to(torch.int8)
+        if scales == "row":
+            rows = (weight * codes).flatten(1).sum(1) / codes.flatten(1).abs().sum(1)
+            made = Ternary(codes, Dense(torch.ones(2)), rows)
+        else:
+            size = float((weight * codes).sum() / codes.abs().sum())
+            made = Ternary.of(codes, _SKEW * size, size / _SKEW, torch.float32)
+        encodings[name] = made
+        with torch.no_grad():
+            weight.copy_(made.materialise())
+    return replace(program, encodings=encodings, stage=Stage.ANNOTATED)
 
 
 def _linear(layers: int, rounds: int, budget: float) -> dict[str, float]:
@@ -134,7 +160,7 @@ def _linear(layers: int, rounds: int, budget: float) -> dict[str, float]:
     model, x = nn.Sequential(*parts).eval(), torch.randn(8, 4096)
     functions: dict[str, Callable[[], object]] = {}
     kernel: dict[str, list[float]] = {}
-    for label, program in variants(model, x, "linear", EVERY_LAYER).items():
+    for label, program in variants(model, x, "linear", whole=True):
         binary = shohin.compile(program, "cpu{threads=1}")
         found = kernel[label] = []
         functions[label] = lambda binary=binary, found=found: found.append(
@@ -165,7 +191,7 @@ def _convolution(channels: int, size: int, rounds: int, budget: float) -> dict[s
     x = torch.randn(2, channels, size, size).relu()
     functions: dict[str, Callable[[], object]] = {}
     kernel: dict[str, list[float]] = {}
-    for label, program in variants(model, x, "convolution", EVERY_LAYER).items():
+    for label, program in variants(model, x, "convolution", whole=True):
         binary = shohin.compile(program, "cpu{threads=1}")
         found = kernel[label] = []
         functions[label] = lambda binary=binary, found=found: found.append(
@@ -198,7 +224,7 @@ def _network(name: str, threads: int, rounds: int, budget: float) -> dict[str, A
     array = images[:1].numpy()
     functions: dict[str, Callable[[], object]] = {}
     sizes = {}
-    for label, program in variants(model, images, name).items():
+    for label, program in variants(model, images, name):
         binary = shohin.compile(program, f"cpu{{threads={threads}}}")
         functions[label] = lambda binary=binary: binary(array)
         sizes[label] = binary.constant_bytes
