@@ -51,7 +51,7 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "fit": lambda _: ternary_fit.measure_fits(),
     "files": lambda _: ternary_size.measure_files(),
     "memory": lambda _: ternary_size.measure_memory(),
-    "linear": lambda _: ternary_speed.measure_linear(_ROUNDS, _BUDGET),
+    "linear": lambda _: ternary_speed.measure_linear(4 * _ROUNDS),
     "convolutions": lambda _: ternary_speed.measure_convolutions(_ROUNDS, _BUDGET),
     "speed": lambda options: ternary_speed.measure_networks(
         _names(options, ternary_speed.NETWORKS), _ROUNDS, _BUDGET

@@ -1,5 +1,7 @@
 """Speed of ternary layers and networks beside our own dense and int8 ones, and other runtimes."""
 
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,8 +24,8 @@ By layer are the two values that trained layers have; by row is one for each out
 _SKEW = 1.2
 """How much larger positive values are than negative ones, about as in trained layers."""
 
-CHAIN = 12
-"""Layers in a row whose weights do not fit the caches together, packed to two bits even."""
+_FLUSHED = 1 << 28
+"""Bytes that are read to take everything else out of the caches."""
 
 CONVOLUTIONS = ((64, 56), (128, 28), (256, 14), (512, 7), (512, 4), (512, 2))
 """Channels, and pixels along a side."""
@@ -32,17 +34,17 @@ NETWORKS = ("resnet-20", "vgg-9", "alexnet")
 RIVALS = ("onnxruntime", "openvino")
 
 
-def measure_linear(rounds: int, budget: float) -> None:
+def measure_linear(rounds: int) -> None:
     """A fully connected layer of 4096 x 4096 at batch 1: from cache, and streamed from memory."""
+    functions = _linear_functions()
     rows = []
-    for layers in (1, CHAIN):
-        times = _linear(layers, rounds, budget)
-        where = "cache" if layers == 1 else f"memory, {layers} in a row"
+    for where in ("cache", "memory"):
+        times = _medians(functions, rounds, flushed=where == "memory")
         rows.append({"weights": where, "milliseconds": times})
         print(rows[-1], flush=True)
-    names = [*rows[0]["milliseconds"]]
+    names = [*functions]
     table = Table(
-        "Fully connected, 4096 x 4096, batch 1, one thread: milliseconds a layer, x PyTorch",
+        "Fully connected, 4096 x 4096, batch 1, one thread: milliseconds, and x PyTorch",
         ("weights from", *names, *(f"x {name}" for name in OURS)),
     )
     for row in rows:
@@ -147,35 +149,47 @@ def _ternary(program: Any, scales: str, whole: bool) -> Any:
     return replace(program, encodings=encodings, stage=Stage.ANNOTATED)
 
 
-def _linear(layers: int, rounds: int, budget: float) -> dict[str, float]:
+def _linear_functions() -> dict[str, Callable[[], float]]:
+    """Functions that run the layer and give its milliseconds."""
     import torch
     from torch import nn
 
     import shohin
-    from shohin import bench
 
     torch.manual_seed(0)
-    torch.set_num_threads(2)
-    parts = [one for _ in range(layers) for one in (nn.Linear(4096, 4096), nn.ReLU())]
-    model, x = nn.Sequential(*parts).eval(), torch.randn(8, 4096)
-    functions: dict[str, Callable[[], object]] = {}
-    kernel: dict[str, list[float]] = {}
+    torch.set_num_threads(1)
+    model = nn.Sequential(nn.Linear(4096, 4096), nn.ReLU()).eval()
+    x = torch.randn(8, 4096)
+    functions: dict[str, Callable[[], float]] = {}
     for label, program in variants(model, x, "linear", whole=True):
         binary = shohin.compile(program, "cpu{threads=1}")
-        found = kernel[label] = []
-        functions[label] = lambda binary=binary, found=found: found.append(
-            layer_ms(binary, x[:1].numpy()) / layers
-        )
+        functions[label] = lambda binary=binary: layer_ms(binary, x[:1].numpy())
 
-    def run_torch() -> object:
+    def run_torch() -> float:
+        began = time.perf_counter()
         with torch.inference_mode():
-            return model(x[:1])
+            model(x[:1])
+        return 1e3 * (time.perf_counter() - began)
 
-    functions["torch"] = run_torch
-    torch.set_num_threads(1)
-    timings = bench.measure(functions, rounds, budget)
-    times = {label: sorted(found)[len(found) // 2] for label, found in kernel.items()}
-    return {**times, "torch": timings["torch"].median / layers}
+    return {**functions, "torch": run_torch}
+
+
+def _medians(
+    functions: Mapping[str, Callable[[], float]], rounds: int, *, flushed: bool
+) -> dict[str, float]:
+    """Median milliseconds, in turns; from the second call in a row, or from cold caches."""
+    import numpy as np
+
+    other = np.zeros(_FLUSHED, np.uint8)
+    found: dict[str, list[float]] = {label: [] for label in functions}
+    for _ in range(rounds):
+        for label, function in functions.items():
+            if flushed:
+                other.max()
+            else:
+                function()
+            found[label].append(function())
+    return {label: statistics.median(times) for label, times in found.items()}
 
 
 def _convolution(channels: int, size: int, rounds: int, budget: float) -> dict[str, float]:
