@@ -100,7 +100,7 @@ class History:
             found = json.loads(path.read_text())
             if not isinstance(found, list):
                 raise TypeError(f"expected a list of points, got {type(found).__name__}")
-            self.points = [_read(one, number) for number, one in enumerate(found)]
+            self.points = [Point(**one) for one in found]
         except (OSError, ValueError, TypeError) as error:
             text = f"{path.name} is not used, its curves begin anew: {error}"
             warnings.warn(text, ShohinWarning, stacklevel=2)
@@ -115,11 +115,6 @@ class History:
         make_folder(self._path.parent)
         with atomic_path(self._path) as temporary:
             temporary.write_text(json.dumps([vars(point) for point in self.points]) + "\n")
-
-
-def _read(values: Mapping[str, Any], number: int) -> Point:
-    """A point from a file; earlier versions left its epoch out, which is its number."""
-    return Point(**{"epoch": number, **values})
 
 
 def _point(
