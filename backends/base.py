@@ -66,6 +66,7 @@ class ArtifactInfo:
         batch: the compiled batch size, 0 where the model has no batch axis.
         content_hash: hash of the program it was compiled from.
         tools: versions of what made it.
+        needs: instruction sets without which it does not run, as Linux calls them.
         steps: what it does, in order, where the backend knows.
         weights: how it holds its weights.
         weight_bytes: what they take in the file; 0 where the backend does not know.
@@ -79,6 +80,7 @@ class ArtifactInfo:
     batch: int
     content_hash: str
     tools: Mapping[str, str]
+    needs: tuple[str, ...] = ()
     steps: tuple[StepInfo, ...] = ()
     weights: WeightForm = "plain"
     weight_bytes: int = 0

@@ -82,6 +82,10 @@ class ArmTarget(Processor):
         """The core, or ``armv8-a``."""
         return _CORES[self.cpu].instructions
 
+    def needs(self) -> tuple[str, ...]:
+        """The flags of the core."""
+        return tuple(sorted(_CORES[self.cpu].needs))
+
     def tvm_description(self) -> dict[str, Any]:
         """The target in TVM's form."""
         return {

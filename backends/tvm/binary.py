@@ -209,6 +209,9 @@ class _Info(ctypes.Structure):
     _fields_ = (
         ("abi_version", ctypes.c_uint32),
         ("name", ctypes.c_char_p),
+        ("version", ctypes.c_char_p),
+        ("target", ctypes.c_char_p),
+        ("content_hash", ctypes.c_char_p),
         ("metadata", ctypes.c_char_p),
         ("input_count", ctypes.c_int32),
         ("output_count", ctypes.c_int32),
@@ -229,13 +232,13 @@ class _Library:
             library = ctypes.CDLL(str(path.resolve()))
             functions = {
                 name: getattr(library, f"{prefix}_{name}")
-                for name in ("info", "create", "run", "profile", "destroy", "status_text")
+                for name in ("info", "create", "run", "profile", "destroy", "last_error")
             }
             label = getattr(library, f"{prefix}_step_label")
         except (OSError, AttributeError) as error:
             raise ArtifactError(str(path), f"cannot be loaded: {error}") from error
         functions["info"].restype = ctypes.POINTER(_Info)
-        functions["status_text"].restype = ctypes.c_char_p
+        functions["last_error"].restype = ctypes.c_char_p
         functions["destroy"].argtypes = [ctypes.c_void_p]
         functions["destroy"].restype = None
         label.restype = ctypes.c_char_p
@@ -253,8 +256,7 @@ class _Library:
     def check(self, status: int) -> None:
         """Raise unless a call went well."""
         if status:
-            text = self.functions["status_text"](status).decode()
-            raise ArtifactError("binary", text)
+            raise ArtifactError("binary", self.functions["last_error"]().decode())
 
 
 class _Instance:

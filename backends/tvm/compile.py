@@ -192,6 +192,7 @@ def _describe(program: Program, target: Processor, batch: int, plan: Plan) -> Ar
             "zig": version("ziglang"),
             "processor": target.resolved(),
         },
+        needs=target.needs(),
         steps=tuple(_step(call) for call in plan.calls),
     )
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from typing import cast
 
 from shohin.backends.tvm.lowering.calls import KernelCall, Plan
 from shohin.backends.tvm.lowering.memory import Placement
@@ -160,9 +161,13 @@ def _tensors(kind: str, values: list[Value], names: tuple[str, ...]) -> str:
 def _model(
     plan: Plan, names: SourceNames, metadata: dict[str, Json], batch: int, weights: Weights
 ) -> str:
+    tools = cast("dict[str, str]", metadata["tools"])
     info = {
         "abi_version": "SHOHIN_ABI_VERSION",
         "name": _text(names.model),
+        "version": _text(tools["shohin"]),
+        "target": _text(str(metadata["target"])),
+        "content_hash": _text(str(metadata["content_hash"])),
         "metadata": _text(json.dumps(metadata, sort_keys=True)),
         "input_count": len(plan.inputs),
         "output_count": len(plan.outputs),
@@ -174,11 +179,14 @@ def _model(
         "batch": batch,
     }
     fields = "".join(f"        .{name} = {value},\n" for name, value in info.items())
+    needs = " ".join(cast("list[str]", metadata["needs"]))
     return (
         "static const shohin_model model = {\n"
         f"    .info = {{\n{fields}    }},\n"
         "    .steps = steps,\n"
         f"{_weights(names, weights)}"
+        f"    .processor = {_text(tools['processor'])},\n"
+        f"    .needs = {_text(needs)},\n"
         "    .input_alignment = input_alignment,\n"
         "    .output_alignment = output_alignment,\n"
         "};\n\n"

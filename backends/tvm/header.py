@@ -23,8 +23,9 @@ def write_header(path: Path, info: ArtifactInfo, prefix: str) -> None:
         *(f" * input  {i}: {_describe(spec)}" for i, spec in enumerate(info.inputs)),
         *(f" * output {i}: {_describe(spec)}" for i, spec in enumerate(info.outputs)),
         " *",
-        f" * Functions: {prefix}_info, {prefix}_create, {prefix}_run, {prefix}_profile,",
-        f" * {prefix}_step_label, {prefix}_destroy, {prefix}_status_text; see below.",
+        f" * Functions: {prefix}_info, {prefix}_create, {prefix}_run, {prefix}_run_sized,",
+        f" * {prefix}_profile, {prefix}_step_label, {prefix}_destroy, {prefix}_status_text,",
+        f" * {prefix}_last_error; see below.",
         " * Link with -pthread -lm.",
         " */",
     ]

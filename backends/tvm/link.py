@@ -23,10 +23,12 @@ PUBLIC_FUNCTIONS = (
     "info",
     "create",
     "run",
+    "run_sized",
     "profile",
     "step_label",
     "destroy",
     "status_text",
+    "last_error",
 )
 """What ``SHOHIN_DECLARE_MODEL`` declares, without the model's name."""
 
@@ -57,7 +59,8 @@ class Parts:
     @property
     def runtime(self) -> tuple[str, ...]:
         """Parts of the runtime that the model needs."""
-        return ("runtime", "decode") if self.coded else ("runtime",)
+        always = ("runtime", "texts", "processor")
+        return (*always, "decode") if self.coded else always
 
     @property
     def kernels(self) -> Path:

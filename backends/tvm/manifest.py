@@ -9,7 +9,7 @@ from shohin.errors import ArtifactError
 from shohin.ir.encodings import Json
 from shohin.ir.program import InputSpec
 
-FORMAT = 2
+FORMAT = 3
 
 
 def manifest_of(info: ArtifactInfo, prefix: str) -> dict[str, Json]:
@@ -30,6 +30,7 @@ def manifest_of(info: ArtifactInfo, prefix: str) -> dict[str, Json]:
         "batch": info.batch,
         "content_hash": info.content_hash,
         "tools": dict(info.tools),
+        "needs": list(info.needs),
         "steps": [vars(step) for step in info.steps],
         "weights": info.weights,
         "weight_bytes": info.weight_bytes,
@@ -57,6 +58,7 @@ def info_of(manifest: dict[str, Any], where: str) -> tuple[ArtifactInfo, str]:
         batch=manifest["batch"],
         content_hash=manifest["content_hash"],
         tools=manifest["tools"],
+        needs=tuple(manifest["needs"]),
         steps=tuple(StepInfo(**step) for step in manifest["steps"]),
         weights=manifest["weights"],
         weight_bytes=manifest["weight_bytes"],

@@ -43,6 +43,10 @@ class Processor(ABC):
         """Name of the exact processor or level, the same on every machine that compiles."""
 
     @abstractmethod
+    def needs(self) -> tuple[str, ...]:
+        """Instruction sets that the code needs, as ``/proc/cpuinfo`` calls them, in order."""
+
+    @abstractmethod
     def tvm_description(self) -> dict[str, Any]:
         """The target in TVM's form."""
 

@@ -99,6 +99,11 @@ class CpuTarget(Processor):
             **features,
         }
 
+    def needs(self) -> tuple[str, ...]:
+        """The flags of the level and of those below it."""
+        levels = [name for name in _NEEDS if name <= self.level and len(name) == len(self.level)]
+        return tuple(sorted(_NEEDS[self.resolved()].union(*(_NEEDS[name] for name in levels))))
+
     @property
     def level(self) -> str:
         """The x86-64 level."""

@@ -50,7 +50,7 @@ static int run(const char *path, int32_t threads, float *input, float *output) {
         net_destroy(instance);
     }
     if (status != SHOHIN_OK) {
-        return complain(info->name, net_status_text(status));
+        return complain(info->name, net_last_error());
     }
     const size_t best = largest(output, info->outputs[0].bytes / sizeof *output);
     printf("%zu %.9g\n", best, (double)output[best]);

@@ -9,15 +9,15 @@
  *
  *     shohin_instance *instance;
  *     shohin_status status = net_create(0, &instance);
- *     if (status != SHOHIN_OK) { puts(net_status_text(status)); return 1; }
+ *     if (status != SHOHIN_OK) { puts(net_last_error()); return 1; }
  *     const void *inputs[] = {image};
  *     void *outputs[] = {scores};
  *     status = net_run(instance, inputs, outputs);
  *     net_destroy(instance);
  *
  * Every symbol carries the model's name, so several models can be linked into one program.
- * There is no global mutable state: a program may hold any number of instances, and different
- * threads may use different instances at the same time.
+ * A program may hold any number of instances, and different threads may use different instances at
+ * the same time.
  *
  * The header needs nothing but the C standard headers below; it is valid C99 and C++11.
  */
@@ -28,7 +28,7 @@
 #include <stdint.h>
 
 /* Changes whenever a structure or a function of this header changes incompatibly. */
-#define SHOHIN_ABI_VERSION 1u
+#define SHOHIN_ABI_VERSION 2u
 
 /* An instance uses at most this many threads; a larger request is lowered to it. */
 #define SHOHIN_MAX_THREADS 256
@@ -65,8 +65,10 @@ typedef enum shohin_status {
     SHOHIN_INVALID_ARGUMENT = 1, /* a pointer that must not be NULL is NULL */
     SHOHIN_OUT_OF_MEMORY = 2,
     SHOHIN_THREAD_FAILURE = 3, /* the system refused to start a thread */
-    SHOHIN_BUSY = 4,           /* the instance is in use by another thread; nothing was done */
-    SHOHIN_DAMAGED_WEIGHTS = 5 /* the coded weights in the binary are not what they should be */
+    SHOHIN_BUSY = 4,            /* the instance is in use by another thread; nothing was done */
+    SHOHIN_DAMAGED_WEIGHTS = 5, /* the coded weights in the binary are not what they should be */
+    SHOHIN_WRONG_SIZE = 6,      /* an array is not as large as the model's; nothing was done */
+    SHOHIN_UNSUPPORTED_PROCESSOR = 7 /* it lacks instructions that the model was compiled with */
 } shohin_status;
 
 /* One input or output: a dense array in C (row-major) order, little endian. */
@@ -82,7 +84,10 @@ typedef struct shohin_tensor_info {
 typedef struct shohin_info {
     uint32_t abi_version; /* SHOHIN_ABI_VERSION of the header that the model was built with */
     const char *name;
-    const char *metadata; /* a JSON object */
+    const char *version;      /* of shohin, that made it */
+    const char *target;       /* what it was compiled for, e.g. "cpu{arch=x86-64-v3 threads=2}" */
+    const char *content_hash; /* of the program it was compiled from, in hexadecimal digits */
+    const char *metadata;     /* a JSON object */
     int32_t input_count;
     int32_t output_count;
     const shohin_tensor_info *inputs;
@@ -112,12 +117,17 @@ typedef struct shohin_instance shohin_instance;
  *                   aligned than the kernels need (64 bytes always suffices) costs a copy.
  *                   Outputs must not overlap each other or the inputs. Returns SHOHIN_BUSY when
  *                   another thread is inside NAME_run or NAME_profile with this instance.
+ * NAME_run_sized    NAME_run that first compares the sizes of the arrays, in bytes and in the
+ *                   order of the pointers, with those of the model.
  * NAME_profile      NAME_run that also stores the wall-clock milliseconds of each of the
  *                   step_count steps.
  * NAME_step_label   The name of a step; NULL when there is no such step.
  * NAME_destroy      Ends the threads and frees the memory. NULL is allowed. The instance must
  *                   not be in use.
  * NAME_status_text  A status as English text. Never NULL.
+ * NAME_last_error   What went wrong in the last call of this thread that returned anything but
+ *                   SHOHIN_OK, in detail: which array, which instructions, how many bytes. Empty
+ *                   before; never NULL. Belongs to the model, and changes with the next failure.
  *
  * A child process made by fork() has no worker threads: create its instances after the fork.
  */
@@ -127,11 +137,15 @@ typedef struct shohin_instance shohin_instance;
     SHOHIN_EXTERN shohin_status NAME##_create(int32_t threads, shohin_instance **out);           \
     SHOHIN_EXTERN shohin_status NAME##_run(shohin_instance *instance, const void *const *inputs, \
                                            void *const *outputs);                                \
+    SHOHIN_EXTERN shohin_status NAME##_run_sized(                                                \
+        shohin_instance *instance, const void *const *inputs, const size_t *input_bytes,         \
+        void *const *outputs, const size_t *output_bytes);                                       \
     SHOHIN_EXTERN shohin_status NAME##_profile(shohin_instance *instance,                        \
                                                const void *const *inputs, void *const *outputs,  \
                                                double *milliseconds_per_step);                   \
     SHOHIN_EXTERN const char *NAME##_step_label(int32_t step);                                   \
     SHOHIN_EXTERN void NAME##_destroy(shohin_instance *instance);                                \
-    SHOHIN_EXTERN const char *NAME##_status_text(shohin_status status)
+    SHOHIN_EXTERN const char *NAME##_status_text(shohin_status status);                          \
+    SHOHIN_EXTERN const char *NAME##_last_error(void)
 
 #endif

@@ -28,7 +28,7 @@
 
 SHOHIN_DECLARE_MODEL(SHOHIN_NAME);
 
-enum { EXIT_GOOD = 0, EXIT_BAD_INPUT = 1, EXIT_USAGE = 2, EXIT_INTERNAL = 3 };
+enum { EXIT_GOOD = 0, EXIT_BAD_INPUT = 1, EXIT_USAGE = 2, EXIT_INTERNAL = 3, EXIT_UNSUITED = 4 };
 
 enum {
     PRINTED_VALUES = 8,
@@ -83,7 +83,9 @@ static int complain(int code, const char *format, ...) {
 static int out_of_memory(void) { return complain(EXIT_INTERNAL, "out of memory"); }
 
 static int report_status(const char *action, shohin_status status) {
-    return complain(EXIT_INTERNAL, "%s: %s", action, MODEL(status_text)(status));
+    const int code =
+        status == SHOHIN_UNSUPPORTED_PROCESSOR ? EXIT_UNSUITED : EXIT_INTERNAL;
+    return complain(code, "%s: %s", action, MODEL(last_error)());
 }
 
 static void print_usage(void) {
@@ -106,7 +108,7 @@ static void print_usage(void) {
           "--benchmark and --profile measure one batch; without any INPUT they use zeros.\n"
           "An input may hold several batches along its first axis if the model has a batch axis.\n"
           "Exit code: 0 success, 1 bad input or unwritable output, 2 wrong usage,\n"
-          "3 internal error.\n",
+          "3 internal error, 4 a processor that lacks instructions.\n",
           stdout);
 }
 
@@ -230,6 +232,7 @@ static void print_tensors(const char *kind, const shohin_tensor_info *tensors, i
 
 static void print_info(const shohin_info *info) {
     printf("model     %s\n", info->name);
+    printf("target    %s\n", info->target);
     print_tensors("input", info->inputs, info->input_count);
     print_tensors("output", info->outputs, info->output_count);
     if (info->batch > 0) {
@@ -238,6 +241,8 @@ static void print_info(const shohin_info *info) {
     printf("steps     %" PRId32 "\n", info->step_count);
     printf("arena     %zu bytes\n", info->arena_bytes);
     printf("constants %zu bytes\n", info->constant_bytes);
+    printf("content   %s\n", info->content_hash);
+    printf("version   shohin %s\n", info->version);
 }
 
 /* ---------------------------------------------------------------- inputs */

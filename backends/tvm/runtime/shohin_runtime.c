@@ -117,6 +117,27 @@ struct shohin_instance {
     void **output_stages;
 };
 
+/* ---------------------------------------------------------------- failures */
+
+/* Up to three texts; NULL ends them sooner. */
+static shohin_status fail(shohin_status status, const char *first, const char *second,
+                          const char *third) {
+    const char *const parts[] = {first, second, third, NULL};
+    return RUNTIME(fail)(status, parts);
+}
+
+/* A failure of which no more is known than the status. */
+static shohin_status fail_plainly(shohin_status status) {
+    return fail(status, RUNTIME(status_text)(status), NULL, NULL);
+}
+
+static shohin_status fail_without_memory(const char *purpose, size_t bytes) {
+    char digits[SHOHIN_DIGITS];
+    const char *const parts[] = {"out of memory: ", RUNTIME(decimal)(digits, bytes),
+                                 " bytes for ", purpose, NULL};
+    return RUNTIME(fail)(SHOHIN_OUT_OF_MEMORY, parts);
+}
+
 /* ---------------------------------------------------------------- waiting */
 
 /* Tells the processor that this is a polling loop. */
@@ -391,16 +412,37 @@ static bool prepare_stage(void **stage, size_t alignment, size_t bytes) {
     return *stage != NULL;
 }
 
-static bool has_null(const void *const *pointers, int32_t count) {
+/* Refuses an array of pointers that is NULL or has one that is; `kind` is "input" or "output". */
+static shohin_status check_pointers(const char *kind, const void *const *pointers,
+                                    const shohin_tensor_info *tensors, int32_t count) {
     if (count > 0 && pointers == NULL) {
-        return true;
+        return fail(SHOHIN_INVALID_ARGUMENT, "the array of ", kind, " pointers is NULL");
     }
     for (int32_t i = 0; i < count; ++i) {
         if (pointers[i] == NULL) {
-            return true;
+            const char *const parts[] = {"the pointer of ", kind, " '", tensors[i].name,
+                                         "' is NULL", NULL};
+            return RUNTIME(fail)(SHOHIN_INVALID_ARGUMENT, parts);
         }
     }
-    return false;
+    return SHOHIN_OK;
+}
+
+static shohin_status check_sizes(const char *kind, const size_t *bytes,
+                                 const shohin_tensor_info *tensors, int32_t count) {
+    if (count > 0 && bytes == NULL) {
+        return fail(SHOHIN_INVALID_ARGUMENT, "the ", kind, " sizes are NULL");
+    }
+    for (int32_t i = 0; i < count; ++i) {
+        if (bytes[i] != tensors[i].bytes) {
+            char wanted[SHOHIN_DIGITS], given[SHOHIN_DIGITS];
+            const char *const parts[] = {kind, " '", tensors[i].name, "': expected ",
+                                         RUNTIME(decimal)(wanted, tensors[i].bytes),
+                                         " bytes, got ", RUNTIME(decimal)(given, bytes[i]), NULL};
+            return RUNTIME(fail)(SHOHIN_WRONG_SIZE, parts);
+        }
+    }
+    return SHOHIN_OK;
 }
 
 /* Chooses the memory that the kernels read. */
@@ -414,7 +456,7 @@ static shohin_status bind_inputs(shohin_instance *instance, const void *const *i
             continue;
         }
         if (!prepare_stage(&instance->input_stages[i], alignment, bytes)) {
-            return SHOHIN_OUT_OF_MEMORY;
+            return fail_without_memory("a copy of a misaligned input", bytes);
         }
         memcpy(instance->input_stages[i], inputs[i], bytes);
         instance->inputs[i] = instance->input_stages[i];
@@ -433,7 +475,8 @@ static shohin_status bind_outputs(shohin_instance *instance, void *const *output
         }
         if (!prepare_stage(&instance->output_stages[i], alignment,
                            model->info.outputs[i].bytes)) {
-            return SHOHIN_OUT_OF_MEMORY;
+            return fail_without_memory("a copy of a misaligned output",
+                                       model->info.outputs[i].bytes);
         }
         instance->outputs[i] = instance->output_stages[i];
     }
@@ -465,14 +508,22 @@ static shohin_status run_locked(shohin_instance *instance, const void *const *in
 
 static shohin_status run_checked(shohin_instance *instance, const void *const *inputs,
                                  void *const *outputs, double *milliseconds) {
-    if (instance == NULL || has_null(inputs, instance->model->info.input_count) ||
-        has_null((const void *const *)outputs, instance->model->info.output_count)) {
-        return SHOHIN_INVALID_ARGUMENT;
+    if (instance == NULL) {
+        return fail(SHOHIN_INVALID_ARGUMENT, "the instance is NULL", NULL, NULL);
+    }
+    const shohin_info *info = &instance->model->info;
+    shohin_status status = check_pointers("input", inputs, info->inputs, info->input_count);
+    if (status == SHOHIN_OK) {
+        status = check_pointers("output", (const void *const *)outputs, info->outputs,
+                                info->output_count);
+    }
+    if (status != SHOHIN_OK) {
+        return status;
     }
     if (atomic_flag_test_and_set_explicit(&instance->in_use, memory_order_acquire)) {
-        return SHOHIN_BUSY;
+        return fail_plainly(SHOHIN_BUSY);
     }
-    const shohin_status status = run_locked(instance, inputs, outputs, milliseconds);
+    status = run_locked(instance, inputs, outputs, milliseconds);
     atomic_flag_clear_explicit(&instance->in_use, memory_order_release);
     return status;
 }
@@ -485,9 +536,23 @@ shohin_status RUNTIME(run)(shohin_instance *instance, const void *const *inputs,
 shohin_status RUNTIME(profile)(shohin_instance *instance, const void *const *inputs,
                                void *const *outputs, double *milliseconds_per_step) {
     if (milliseconds_per_step == NULL) {
-        return SHOHIN_INVALID_ARGUMENT;
+        return fail(SHOHIN_INVALID_ARGUMENT, "the array of milliseconds is NULL", NULL, NULL);
     }
     return run_checked(instance, inputs, outputs, milliseconds_per_step);
+}
+
+shohin_status RUNTIME(run_sized)(shohin_instance *instance, const void *const *inputs,
+                                 const size_t *input_bytes, void *const *outputs,
+                                 const size_t *output_bytes) {
+    shohin_status status = SHOHIN_OK;
+    if (instance != NULL) {
+        const shohin_info *info = &instance->model->info;
+        status = check_sizes("input", input_bytes, info->inputs, info->input_count);
+        if (status == SHOHIN_OK) {
+            status = check_sizes("output", output_bytes, info->outputs, info->output_count);
+        }
+    }
+    return status == SHOHIN_OK ? run_checked(instance, inputs, outputs, NULL) : status;
 }
 
 /* ---------------------------------------------------------------- weights */
@@ -501,14 +566,15 @@ static shohin_status decode_weights(const shohin_model *model, int32_t threads) 
     const size_t bytes = model->info.constant_bytes;
     decoded_weights = allocate(ARENA_ALIGNMENT, bytes);
     if (decoded_weights == NULL) {
-        return SHOHIN_OUT_OF_MEMORY;
+        return fail_without_memory("weights", bytes);
     }
     const shohin_status status =
         model->decode(model->coded, model->coded_bytes, decoded_weights, bytes, threads);
     if (status != SHOHIN_OK) {
         free(decoded_weights);
+        return fail_plainly(status);
     }
-    return status;
+    return SHOHIN_OK;
 }
 
 /* Finds the weights, or makes them. */
@@ -726,16 +792,30 @@ static void choose_waiting(shohin_instance *instance, int32_t processors) {
     instance->linger_nanoseconds = crowded ? 0 : LINGER_NANOSECONDS;
 }
 
+static shohin_status check_processor(const shohin_model *model) {
+    char missing[256];
+    if (RUNTIME(missing)(model->needs, missing, sizeof missing) == 0) {
+        return SHOHIN_OK;
+    }
+    const char *const parts[] = {"this processor lacks ", missing, "; the model was compiled for ",
+                                 model->processor, NULL};
+    return RUNTIME(fail)(SHOHIN_UNSUPPORTED_PROCESSOR, parts);
+}
+
 shohin_status RUNTIME(create)(const shohin_model *model, int32_t threads, shohin_instance **out) {
     if (out == NULL) {
-        return SHOHIN_INVALID_ARGUMENT;
+        return fail(SHOHIN_INVALID_ARGUMENT, "the place for the instance is NULL", NULL, NULL);
     }
     *out = NULL;
+    const shohin_status suited = check_processor(model);
+    if (suited != SHOHIN_OK) {
+        return suited;
+    }
     const int32_t processors = processor_count();
     const int32_t wanted = smaller(threads <= 0 ? processors : threads, SHOHIN_MAX_THREADS);
     shohin_instance *instance = allocate_instance(model, wanted);
     if (instance == NULL) {
-        return SHOHIN_OUT_OF_MEMORY;
+        return fail_without_memory("working memory", model->info.arena_bytes);
     }
     const shohin_status status =
         acquire_weights(model, smaller(wanted, processors), &instance->frame.constants);
@@ -747,7 +827,7 @@ shohin_status RUNTIME(create)(const shohin_model *model, int32_t threads, shohin
     if (!start_threads(instance)) {
         release_weights(model);
         free_memory(instance);
-        return SHOHIN_THREAD_FAILURE;
+        return fail_plainly(SHOHIN_THREAD_FAILURE);
     }
     *out = instance;
     return SHOHIN_OK;
@@ -764,26 +844,6 @@ void RUNTIME(destroy)(shohin_instance *instance) {
     free_memory(instance);
 }
 
-/* ---------------------------------------------------------------- texts */
-
 const char *RUNTIME(step_label)(const shohin_model *model, int32_t step) {
     return step >= 0 && step < model->info.step_count ? model->steps[step].label : NULL;
-}
-
-const char *RUNTIME(status_text)(shohin_status status) {
-    switch (status) {
-    case SHOHIN_OK:
-        return "ok";
-    case SHOHIN_INVALID_ARGUMENT:
-        return "invalid argument: a required pointer is NULL";
-    case SHOHIN_OUT_OF_MEMORY:
-        return "out of memory";
-    case SHOHIN_THREAD_FAILURE:
-        return "a thread could not be started";
-    case SHOHIN_BUSY:
-        return "the instance is in use by another thread";
-    case SHOHIN_DAMAGED_WEIGHTS:
-        return "the coded weights are damaged: copy the binary again, or compile it again";
-    }
-    return "unknown status";
 }

@@ -2,9 +2,9 @@
  * shohin_runtime.h: the contract between a generated model and the runtime.
  *
  * A generated source file defines the kernels, one constant shohin_model, and the public
- * functions by means of SHOHIN_DEFINE_MODEL(NAME, model). shohin_runtime.c is compiled once per
- * model with -DSHOHIN_NAME=NAME: its symbols carry the model's name as well, so that the objects
- * of two models never clash, even when they come from different versions of this file.
+ * functions by means of SHOHIN_DEFINE_MODEL(NAME, model). The runtime's files are compiled once per
+ * model with -DSHOHIN_NAME=NAME: their symbols carry the model's name as well, so that the objects
+ * of two models never clash, even when they come from different versions of these files.
  */
 #ifndef SHOHIN_RUNTIME_H
 #define SHOHIN_RUNTIME_H
@@ -53,9 +53,14 @@ typedef struct shohin_model {
     shohin_decoder decode;    /* NULL where they are not */
     const unsigned char *coded;
     size_t coded_bytes;
+    const char *processor; /* name of what it was compiled for */
+    const char *needs;     /* instruction sets, as Linux calls them, with spaces; NULL: none */
     const size_t *input_alignment; /* one per tensor, powers of two; NULL when there is none */
     const size_t *output_alignment;
 } shohin_model;
+
+/* Room for a decimal number and the zero behind it. */
+enum { SHOHIN_DIGITS = 21 };
 
 /* The runtime's own functions. Trailing arguments as in the public functions of shohin.h. */
 #define SHOHIN_DECLARE_RUNTIME(NAME) SHOHIN_DECLARE_RUNTIME_(NAME)
@@ -64,12 +69,20 @@ typedef struct shohin_model {
                                                      shohin_instance **out);                      \
     SHOHIN_HIDDEN shohin_status NAME##_shohin_run(                                                \
         shohin_instance *instance, const void *const *inputs, void *const *outputs);              \
+    SHOHIN_HIDDEN shohin_status NAME##_shohin_run_sized(                                          \
+        shohin_instance *instance, const void *const *inputs, const size_t *input_bytes,          \
+        void *const *outputs, const size_t *output_bytes);                                        \
     SHOHIN_HIDDEN shohin_status NAME##_shohin_profile(                                            \
         shohin_instance *instance, const void *const *inputs, void *const *outputs,               \
         double *milliseconds_per_step);                                                           \
     SHOHIN_HIDDEN const char *NAME##_shohin_step_label(const shohin_model *model, int32_t step);  \
     SHOHIN_HIDDEN void NAME##_shohin_destroy(shohin_instance *instance);                          \
     SHOHIN_HIDDEN const char *NAME##_shohin_status_text(shohin_status status);                    \
+    SHOHIN_HIDDEN const char *NAME##_shohin_last_error(void);                                     \
+    SHOHIN_HIDDEN shohin_status NAME##_shohin_fail(shohin_status status,                          \
+                                                   const char *const *parts);                     \
+    SHOHIN_HIDDEN const char *NAME##_shohin_decimal(char digits[SHOHIN_DIGITS], uint64_t value);  \
+    SHOHIN_HIDDEN size_t NAME##_shohin_missing(const char *needs, char *text, size_t room);       \
     SHOHIN_HIDDEN shohin_status NAME##_shohin_decode(const unsigned char *coded,                  \
                                                      size_t coded_bytes, char *weights,           \
                                                      size_t weight_bytes, int32_t threads)
@@ -87,6 +100,11 @@ typedef struct shohin_model {
                              void *const *outputs) {                                              \
         return NAME##_shohin_run(instance, inputs, outputs);                                      \
     }                                                                                             \
+    shohin_status NAME##_run_sized(shohin_instance *instance, const void *const *inputs,          \
+                                   const size_t *input_bytes, void *const *outputs,               \
+                                   const size_t *output_bytes) {                                  \
+        return NAME##_shohin_run_sized(instance, inputs, input_bytes, outputs, output_bytes);     \
+    }                                                                                             \
     shohin_status NAME##_profile(shohin_instance *instance, const void *const *inputs,            \
                                  void *const *outputs, double *milliseconds_per_step) {           \
         return NAME##_shohin_profile(instance, inputs, outputs, milliseconds_per_step);           \
@@ -98,6 +116,7 @@ typedef struct shohin_model {
     const char *NAME##_status_text(shohin_status status) {                                        \
         return NAME##_shohin_status_text(status);                                                 \
     }                                                                                             \
+    const char *NAME##_last_error(void) { return NAME##_shohin_last_error(); }                    \
     typedef int NAME##_shohin_needs_a_semicolon
 
 #endif

@@ -209,6 +209,7 @@ def describe_info(info: "ArtifactInfo", file: str) -> dict[str, Any]:
         "weight_bytes": info.weight_bytes,
         "content_hash": info.content_hash,
         "tools": dict(info.tools),
+        "needs": list(info.needs),
     }
 
 

@@ -1,20 +1,14 @@
 """Many runs of small steps on several threads: nothing is lost, done twice or seen too early."""
 
-import platform
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from stub_models import PARTS, RUNTIME
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64",
-    reason="runs the binaries it builds, which are for x86_64 Linux",
-)
-
-RUNTIME = Path(__file__).resolve().parents[3] / "backends" / "tvm" / "runtime"
-SOURCES = [str(Path(__file__).with_name("stress.c")), str(RUNTIME / "shohin_runtime.c")]
+SOURCES = [str(path) for path in (Path(__file__).with_name("stress.c"), *PARTS)]
 FLAGS = ["-std=gnu11", "-DSHOHIN_NAME=stress", f"-I{RUNTIME}", "-pthread"]
 
 

@@ -12,6 +12,15 @@ from shohin.backends.tvm.csource import SourceNames, Weights, supports_dtype, wr
 from shohin.backends.tvm.link import RUNTIME
 from shohin.backends.tvm.lowering.calls import Plan
 from shohin.backends.tvm.lowering.operations import Value
+from shohin.ir.encodings import Json
+
+METADATA: dict[str, Json] = {
+    "name": "net",
+    "target": "cpu{threads=2}",
+    "content_hash": "c0ffee",
+    "needs": ["avx2", "fma"],
+    "tools": {"shohin": "1.2.3", "processor": "x86-64-v3"},
+}
 
 
 def _plan() -> Plan:
@@ -25,7 +34,7 @@ def _plan() -> Plan:
 def _source(plan: Plan, batch: int = 2) -> str:
     symbols = tuple(f"net_k{i}" for i in range(len(plan.calls)))
     names = SourceNames("net", symbols, ("x",), ("y", "z"))
-    return write_source(plan, names, {"name": 'a "quoted" é\n'}, Weights("00ff"), batch)
+    return write_source(plan, names, {**METADATA, "name": 'a "quoted" é\n'}, Weights("00ff"), batch)
 
 
 def test_steps() -> None:
@@ -54,16 +63,21 @@ def test_model() -> None:
         f".arena_bytes = {plan.arena_bytes},",
         f".constant_bytes = {plan.constants.size},",
         ".step_count = 3,",
+        '.version = "1.2.3",',
+        '.target = "cpu{threads=2}",',
+        '.content_hash = "c0ffee",',
+        '.processor = "x86-64-v3",',
+        '.needs = "avx2 fma",',
         ".batch = 2,",
         "SHOHIN_DEFINE_MODEL(net, model);",
     ):
         assert line in text
-    assert r'.metadata = "{\"name\": \"a \\\"quoted\\\" \\u00e9\\n\"}",' in text
+    assert r"\"name\": \"a \\\"quoted\\\" \\u00e9\\n\"" in text
 
 
 def test_coded_weights(tmp_path: Path) -> None:
     names = SourceNames("net", ("net_k0", "net_k1", "net_k2"), ("x",), ("y", "z"))
-    text = write_source(_plan(), names, {}, Weights("00ff", 1234), 2)
+    text = write_source(_plan(), names, METADATA, Weights("00ff", 1234), 2)
     for line in (
         '".incbin \\"coded.bin\\"\\n"',
         "SHOHIN_DECLARE_RUNTIME(net);",
@@ -80,7 +94,7 @@ def test_coded_weights(tmp_path: Path) -> None:
 def test_a_shared_kernel_is_declared_once() -> None:
     plan = plan_of(net(lambda s, x: s.l(s.l(x)), l=nn.Linear(4, 4)), (4,))
     names = SourceNames("net", ("net_k0", "net_k0"), ("x",), ("y",))
-    assert write_source(plan, names, {}, Weights(""), 1).count("extern int net_k0(") == 1
+    assert write_source(plan, names, METADATA, Weights(""), 1).count("extern int net_k0(") == 1
 
 
 def _compile(text: str, folder: Path) -> None:
@@ -110,7 +124,7 @@ def test_labels_of_any_text(label: str, tmp_path: Path) -> None:
     plan = plan_of(net(lambda s, x: s.l(x), l=nn.Linear(4, 5)), (4,))
     plan.calls[0] = replace(plan.calls[0], label=label)
     names = SourceNames("net", ("net_k0",), ("x",), ("y",))
-    _compile(write_source(plan, names, {}, Weights(""), 1), tmp_path)
+    _compile(write_source(plan, names, METADATA, Weights(""), 1), tmp_path)
     assert label.encode() + b"\0" in (tmp_path / "model.o").read_bytes()
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from shohin.backends.tvm.binary import Binary
 from shohin.backends.tvm.compile import compile_program, symbol_prefix
-from shohin.backends.tvm.link import form_of
+from shohin.backends.tvm.link import PUBLIC_FUNCTIONS, form_of
 from shohin.backends.tvm.target import CpuTarget
 from shohin.backends.tvm.trailer import read_trailer
 from shohin.errors import ArtifactError
@@ -160,8 +160,8 @@ def test_the_shared_library_exports_its_interface_alone(binary: Binary, tmp_path
     if done.returncode:
         pytest.skip("nm is not installed")
     symbols = {line.split()[-1] for line in done.stdout.splitlines()}
-    functions = ["info", "create", "run", "profile", "step_label", "destroy", "status_text"]
-    assert symbols == {f"net_{name}" for name in functions}
+    assert symbols == {f"net_{name}" for name in PUBLIC_FUNCTIONS}
+    assert f"SHOHIN_DECLARE_MODEL({library.stem})" in library.with_suffix(".h").read_text()
 
 
 @pytest.mark.parametrize("name", ["net.so", "net", "net.a", "net.o", "net.h"])
