@@ -24,6 +24,7 @@ _BUILT_IN: Mapping[str, str] = MappingProxyType(
     {
         "cpu": "shohin.backends.tvm.backend:TvmBackend",
         "arm": "shohin.backends.tvm.backend:TvmBackend",
+        "armv7": "shohin.backends.tvm.backend:TvmBackend",
         "reference": "shohin.backends.reference:ReferenceBackend",
     }
 )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 from shohin.backends.tvm.processor import Machine, Processor, Tune, check_threads, default_tune
 from shohin.errors import SpecError, near_name_hint
@@ -38,10 +38,10 @@ _CORES: Mapping[str, _Core] = MappingProxyType(
     }
 )
 
-NEEDS: Mapping[str, frozenset[str]] = MappingProxyType(
-    {core.instructions: core.needs for core in _CORES.values()}
-)
-"""Flags of ``/proc/cpuinfo`` that code needs, by `ArmTarget.resolved`."""
+DotProducts: TypeAlias = Literal["auto", "on", "off"]
+"""Whether ``sdot`` is used: where the core has it, always, or never."""
+
+_DOTPROD = "asimddp"
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,14 @@ class ArmTarget(Processor):
         tune: whether tile shapes are chosen by a cost model alone (``off``), or by measuring a few
             (``quick``) or many (``full``); only a machine that can run the code measures. The
             environment variable SHOHIN_TUNE sets the default.
+        dotprod: whether sums of products of bytes are formed by ``sdot``: where the core has it
+            (``auto``), always (``on``), or never (``off``).
     """
 
     cpu: str = "generic"
     threads: int = 1
     tune: Tune = field(default_factory=default_tune)
+    dotprod: DotProducts = "auto"
 
     machine: ClassVar[Machine] = "aarch64"
 
@@ -76,15 +79,21 @@ class ArmTarget(Processor):
             options.append(f"cpu={self.cpu}")
         if self.threads != 1:
             options.append(f"threads={self.threads}")
+        if self.dotprod != "auto":
+            options.append(f"dotprod={self.dotprod}")
         return f"arm{{{' '.join(options)}}}" if options else "arm"
 
     def resolved(self) -> str:
-        """The core, or ``armv8-a``."""
-        return _CORES[self.cpu].instructions
+        """The core, or ``armv8-a``; with what is used beyond it, or left out."""
+        core = _CORES[self.cpu]
+        if self._has_sdot() == (_DOTPROD in core.needs):
+            return core.instructions
+        return f"{core.instructions}+{'dotprod' if self._has_sdot() else 'nodotprod'}"
 
     def needs(self) -> tuple[str, ...]:
         """The flags of the core."""
-        return tuple(sorted(_CORES[self.cpu].needs))
+        core = _CORES[self.cpu].needs
+        return tuple(sorted(core | {_DOTPROD} if self._has_sdot() else core - {_DOTPROD}))
 
     def tvm_description(self) -> dict[str, Any]:
         """The target in TVM's form."""
@@ -92,6 +101,7 @@ class ArmTarget(Processor):
             "kind": "llvm",
             "mtriple": "aarch64-linux-gnu",
             "mcpu": _CORES[self.cpu].scheduled_as,
+            "mattr": ["+dotprod" if self._has_sdot() else "-dotprod"],
             "num-cores": self.threads,
             # Level 3 unrolls the loop over channels of a tile at the border in full, and then
             # moves so many loads ahead that half of the registers are spilled.
@@ -102,8 +112,23 @@ class ArmTarget(Processor):
         """``sdot`` where there is one, else ``smull``."""
         if bits == 16:
             return "smull16", 4
-        return "sdot" if _CORES[self.cpu].needs >= _V8_2 else "smull8", 4
+        return "sdot" if self._has_sdot() else "smull8", 4
 
     def registers(self) -> int:
         """Seven of the eight that there are: a product takes its input from a register."""
         return 7
+
+    def _has_sdot(self) -> bool:
+        if self.dotprod == "auto":
+            return _DOTPROD in _CORES[self.cpu].needs
+        return self.dotprod == "on"
+
+
+NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        target.resolved(): target.needs()
+        for cpu in _CORES
+        for target in (ArmTarget(cpu, dotprod=dot) for dot in get_args(DotProducts))
+    }
+)
+"""Flags of ``/proc/cpuinfo`` that code needs, by `ArmTarget.resolved`."""

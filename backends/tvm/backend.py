@@ -1,4 +1,4 @@
-"""The TVM backend: compiles programs for x86-64 and 64-bit ARM processors."""
+"""The TVM backend: compiles programs for x86-64 and ARM processors."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from shohin.backends.base import (
 )
 from shohin.backends.targets import read_target
 from shohin.backends.tvm.arm import ArmTarget
+from shohin.backends.tvm.armv7 import Armv7Target
 from shohin.backends.tvm.binary import Binary
 from shohin.backends.tvm.target import CpuTarget
 from shohin.errors import UnsupportedError
@@ -22,7 +23,11 @@ class TvmBackend(Backend):
     """Compiles with shohin's kernel templates, and with TVM what no template takes."""
 
     name = "tvm"
-    targets: ClassVar[Mapping[str, type[Any]]] = {"cpu": CpuTarget, "arm": ArmTarget}
+    targets: ClassVar[Mapping[str, type[Any]]] = {
+        "cpu": CpuTarget,
+        "arm": ArmTarget,
+        "armv7": Armv7Target,
+    }
 
     def supports(self, program: Program) -> list[Diagnostic]:
         """The nodes that neither a kernel template nor TVM takes, at batch 1."""

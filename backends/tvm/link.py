@@ -4,9 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import platformdirs
@@ -34,8 +35,20 @@ PUBLIC_FUNCTIONS = (
 
 RUNTIME = Path(__file__).parent / "runtime"
 
-_GLIBC = "linux-gnu.2.17"
-_MUSL = "linux-musl"
+_GLIBC: Mapping[Machine, str] = MappingProxyType(
+    {
+        "x86_64": "x86_64-linux-gnu.2.17",
+        "aarch64": "aarch64-linux-gnu.2.17",
+        "arm": "arm-linux-gnueabihf.2.17",
+    }
+)
+_MUSL: Mapping[Machine, str] = MappingProxyType(
+    {
+        "x86_64": "x86_64-linux-musl",
+        "aarch64": "aarch64-linux-musl",
+        "arm": "arm-linux-musleabihf",
+    }
+)
 _FLAGS = ("-std=c11", "-O2", "-g0", "-fvisibility=hidden", "-fPIC", "-pthread", f"-I{RUNTIME}")
 
 
@@ -108,7 +121,8 @@ def link(parts: Parts, form: Form, output: Path) -> None:
 
 def link_kernels(folder: Path, output: Path) -> None:
     """Link ``kernels.o`` of a folder alone to a shared library, for measuring on this machine."""
-    machine: Machine = "aarch64" if host_machine() == "aarch64" else "x86_64"
+    host: Machine = "x86_64"
+    machine = next((each for each in _GLIBC if each == host_machine()), host)
     parts = Parts(folder, "kernels", machine)
     _cc(parts, _GLIBC, ["kernels.o", "-shared", "-lm", "-o", str(output)])
 
@@ -157,9 +171,9 @@ def _link_executable(parts: Parts, output: Path) -> None:
     _cc(parts, _MUSL, [*inputs, *flags, "-o", str(output)])
 
 
-def _cc(parts: Parts, system: str, arguments: Sequence[str]) -> None:
-    """Run the C compiler for a system, e.g. ``linux-musl``, on the parts' processor."""
-    _zig(parts, ["cc", "-target", f"{parts.machine}-{system}", *arguments])
+def _cc(parts: Parts, systems: Mapping[Machine, str], arguments: Sequence[str]) -> None:
+    """Run the C compiler for the system that the parts' processor runs."""
+    _zig(parts, ["cc", "-target", systems[parts.machine], *arguments])
 
 
 def _zig(parts: Parts, arguments: Sequence[str]) -> None:

@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Literal
 
 from shohin.errors import SpecError
 
-Machine = Literal["x86_64", "aarch64"]
+Machine = Literal["x86_64", "aarch64", "arm"]
 """Families of processors, by Linux's names for them."""
 
 Tune = Literal["off", "quick", "full"]
 
 MOST_THREADS = 256
 
-_OTHER_NAMES = {"AMD64": "x86_64", "arm64": "aarch64"}
+_OTHER_NAMES = {"AMD64": "x86_64", "arm64": "aarch64", "armv7l": "arm", "armv8l": "arm"}
 
 
 class Processor(ABC):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
-from shohin.backends.tvm import arm
+from shohin.backends.tvm import arm, armv7
 from shohin.backends.tvm.processor import (
     Machine,
     Processor,
@@ -166,18 +166,20 @@ def host_runs(processor: str) -> str:
         processor: what `Processor.resolved` gave; empty where a binary does not say.
     """
     if processor in _NEEDS:
-        return _what_lacks("x86_64", frozenset(_NEEDS[processor]))
+        return _what_lacks("x86_64", _NEEDS[processor])
     if processor in arm.NEEDS:
-        return _what_lacks("aarch64", arm.NEEDS[processor])
+        return _what_lacks("aarch64", set(arm.NEEDS[processor]))
+    if processor in armv7.NEEDS:
+        return _what_lacks("arm", set(armv7.NEEDS[processor]))
     return "which this version of shohin does not know" if processor else ""
 
 
 def host_example() -> str:
     """A target that this machine can probably run, as a hint."""
-    return "arm" if host_machine() == "aarch64" else "cpu{arch=x86-64-v3}"
+    return {"aarch64": "arm", "arm": "armv7"}.get(host_machine(), "cpu{arch=x86-64-v3}")
 
 
-def _what_lacks(machine: Machine, needs: frozenset[str]) -> str:
+def _what_lacks(machine: Machine, needs: set[str]) -> str:
     found = host_machine()
     if found != machine:
         return f"this machine is {found}, not {machine}"

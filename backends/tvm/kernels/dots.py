@@ -10,9 +10,9 @@ least integer of their width does not occur).
 | ``vnni`` | ``vpdpbusd`` | 16, or 8 | 4 |
 | ``maddubs`` | ``pmaddubsw``, ``pmaddwd``; signs moved by ``psignb`` | 8, or 4 | 4 |
 | ``sdot`` | ``sdot`` | 4 | 4 |
-| ``smull8`` | ``smull``, ``sadalp`` | 4 | 2 |
+| ``smull8``, ``vmull8`` | ``smull``, ``sadalp``; on 32-bit ARM ``vmull``, ``vpadal`` | 4 | 2 |
 | ``maddwd`` | ``pmaddwd``, for inputs of 16 bits | 16, 8, or 4 | 2 |
-| ``smull16`` | ``smlal``, the same for ARM | 4 | 1 |
+| ``smull16``, ``vmull16`` | ``smlal``, ``vmlal``: the same for ARM | 4 | 1 |
 
 ``pmaddubsw`` multiplies unsigned by signed bytes and adds two products in 16 bits, with
 saturation: inputs of at most 128 keep the sums below it. ``vpdpbusd`` takes unsigned inputs as
@@ -22,13 +22,16 @@ well: signed ones are raised by 128, and what that adds is taken off the bias.
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
 from shohin.backends.tvm.kernels.emit import Expr, splat
 from shohin.backends.tvm.kernels.vector_math import lanes_of
 from shohin.backends.tvm.processor import Processor
 
-UnitName: TypeAlias = Literal["vnni", "maddubs", "sdot", "smull8", "maddwd", "smull16"]
+UnitName: TypeAlias = Literal[
+    "vnni", "maddubs", "sdot", "smull8", "vmull8", "maddwd", "smull16", "vmull16"
+]
 
 RAISED = 128
 """What ``vnni`` adds to signed inputs."""
@@ -46,14 +49,25 @@ _SHUFFLES = {
     32: "llvm.x86.avx2.pshuf.b",
     16: "llvm.x86.ssse3.pshuf.b.128",
 }
+_LONG_BYTES: dict[str, tuple[str, str]] = {
+    "smull8": ("llvm.aarch64.neon.smull.v8i16", "llvm.aarch64.neon.saddlp.v4i32.v8i16"),
+    "vmull8": ("llvm.arm.neon.vmulls.v8i16", "llvm.arm.neon.vpaddls.v4i32.v8i16"),
+}
+"""Products of bytes, and sums of two neighbouring ones."""
+_LONG_WORDS: dict[str, str] = {
+    "smull16": "llvm.aarch64.neon.smull.v4i32",
+    "vmull16": "llvm.arm.neon.vmulls.v4i32",
+}
 _TABLES = {16: "llvm.aarch64.neon.tbl1.v16i8", 8: "llvm.aarch64.neon.tbl1.v8i8"}
 _GROUPS: dict[UnitName, int] = {
     "vnni": 4,
     "maddubs": 4,
     "sdot": 4,
     "smull8": 2,
+    "vmull8": 2,
     "maddwd": 2,
     "smull16": 1,
+    "vmull16": 1,
 }
 
 
@@ -77,7 +91,7 @@ class DotUnit:
     @property
     def input_type(self) -> str:
         """Element type of inputs and of packed weights."""
-        return "int16" if self.name in ("maddwd", "smull16") else "int8"
+        return "int16" if self.name == "maddwd" or self.name in _LONG_WORDS else "int8"
 
     @property
     def width(self) -> int:
@@ -134,11 +148,10 @@ class DotUnit:
         if self.name == "sdot":
             name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
             return T.call_llvm_pure_intrin("int32x4", name, sums, weights, inputs.values)
-        if self.name == "smull8":
-            products = _pure("int16x8", "llvm.aarch64.neon.smull.v8i16", weights, inputs.values)
-            return sums + _pure("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", products)
-        if self.name == "smull16":
-            return sums + _pure("int32x4", "llvm.aarch64.neon.smull.v4i32", weights, inputs.values)
+        if self.name in _LONG_BYTES:
+            multiply, add = _LONG_BYTES[self.name]
+            products = _pure("int16x8", multiply, weights, inputs.values)
+            return sums + _pure("int32x4", add, products)
         return sums + self.pair_sums(inputs, weights)
 
     def products(self, inputs: "Inputs", weights: Expr) -> Expr:
@@ -174,8 +187,8 @@ class DotUnit:
 
     def pair_sums(self, inputs: "Inputs", weights: Expr) -> Expr:
         """The products of a group of 16-bit inputs, added in 32 bits."""
-        if self.name == "smull16":
-            return _pure("int32x4", "llvm.aarch64.neon.smull.v4i32", weights, inputs.values)
+        if self.name in _LONG_WORDS:
+            return _pure("int32x4", _LONG_WORDS[self.name], weights, inputs.values)
         return self._call(_MADDWD, f"int32x{self.lanes}", inputs.values, weights)
 
     @property
@@ -191,6 +204,8 @@ class DotUnit:
             index: 0 to 15. On x86 the bits 4 to 6 make no difference.
         """
         size = lanes_of(index)
+        if self.name == "vmull8":
+            return _look_up_halves(table, index)
         names = _SHUFFLES if self.name in ("vnni", "maddubs") else _TABLES
         return _pure(f"int8x{size}", names[size], table, index)
 
@@ -242,6 +257,21 @@ def widened(values: Expr, source: str, wanted: str) -> Expr:
 
 def _pure(kind: str, name: str, *arguments: Expr) -> Expr:
     return T.call_llvm_pure_intrin(kind, name, *arguments)
+
+
+def _look_up_halves(table: Expr, index: Expr) -> Expr:
+    """Bytes of a table of 16 where registers that hold tables have eight."""
+    table, size = T.bind(table), lanes_of(index)
+    halves = [tirx.Shuffle([table], list(range(start, start + 8))) for start in (0, 8)]
+    name, kind = "llvm.arm.neon.vtbl2", "int8x8"
+    if size == 8:
+        return _pure(kind, name, *halves, index)
+    index = T.bind(index)
+    parts = [
+        _pure(kind, name, *halves, tirx.Shuffle([index], list(range(start, start + 8))))
+        for start in range(0, size, 8)
+    ]
+    return tirx.Shuffle(parts, list(range(size)))
 
 
 def _highest(lanes: int) -> Expr:

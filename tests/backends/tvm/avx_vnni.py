@@ -33,6 +33,7 @@ def allow(monkeypatch: pytest.MonkeyPatch, arch: str) -> str:
         target.CpuTarget().resolved()  # While the host still is what it is.
         flags = target._host_flags() | {"avx_vnni"}
         monkeypatch.setattr(target, "_host_flags", lambda: flags)
+        monkeypatch.setattr(target.CpuTarget, "needs", lambda self: ("avx2", "fma"))
     return ""
 
 

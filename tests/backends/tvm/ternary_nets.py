@@ -1,18 +1,14 @@
 """Networks with ternary weights, compiled and compared."""
 
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import pytest
 import torch
+from emulated import run_emulated
 from small_nets import captured, compare, plan_of_program
 from torch import Tensor, nn
 
-from shohin.backends.tvm.arm import ArmTarget
 from shohin.backends.tvm.compile import compile_program
 from shohin.backends.tvm.target import CpuTarget
 from shohin.ir.encodings import Dense
@@ -23,10 +19,6 @@ Scales = Literal["layer", "rows", "by row"]
 """One pair of values of a layer; the same times a number for each row; a pair for each row."""
 
 SCALES: tuple[Scales, ...] = ("layer", "rows", "by row")
-
-needs_emulator = pytest.mark.skipif(
-    shutil.which("qemu-aarch64") is None, reason="needs qemu-aarch64"
-)
 
 
 def ternary_weight(
@@ -102,19 +94,11 @@ def check_ternary(
 
 
 def check_emulated(
-    program: Program, folder: Path, *shapes: tuple[int, ...], batch: int = 1
+    program: Program, target: str, folder: Path, *shapes: tuple[int, ...], batch: int = 1
 ) -> None:
-    """The same on the oldest 64-bit ARM core, emulated."""
-    binary = compile_program(program, ArmTarget(), batch).save(folder / "net")
+    """The same on a core that is emulated."""
     inputs = _inputs(batch, shapes)
-    files = [folder / f"x{i}.npy" for i in range(len(inputs))]
-    for file, tensor in zip(files, inputs, strict=True):
-        np.save(file, tensor.numpy())
-    command = ["qemu-aarch64", "-cpu", "cortex-a53", binary, *files, "--output", folder / "y.npy"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = torch.from_numpy(np.load(folder / "y.npy"))
-    compare(found, _expected(program, inputs), 1e-5)
+    compare(run_emulated(program, target, inputs, folder), _expected(program, inputs), 1e-5)
 
 
 def _inputs(batch: int, shapes: tuple[tuple[int, ...], ...]) -> list[Tensor]:

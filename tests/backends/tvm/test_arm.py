@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from arm_code import AARCH64, inner_loops, machine_of
+from arm_nets import IMAGES, ROWS, small
+from emulated import EMULATED, check_emulated, run_emulated
 from small_nets import RandomNet, captured, compare, net
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 import shohin
-from shohin.backends.base import WeightForm
 from shohin.backends.registry import parse_target
 from shohin.backends.tvm import target as host
 from shohin.backends.tvm.arm import ArmTarget
@@ -28,12 +28,10 @@ from shohin.backends.tvm.target import host_runs
 from shohin.backends.tvm.tuning import tuner as tuning
 from shohin.backends.tvm.tuning.tuner import Tuner
 from shohin.errors import ArtifactError, SpecError
-from shohin.ir.program import Program
 
-_EMULATOR = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-_EMULATED = pytest.mark.skipif(
-    _EMULATOR is None, reason="needs qemu-aarch64, e.g. of Debian's package qemu-user"
-)
+_EMULATOR = shutil.which("qemu-aarch64")
+
+
 _CPUS = ("generic", "cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1")
 
 
@@ -43,6 +41,7 @@ _CPUS = ("generic", "cortex-a53", "cortex-a72", "cortex-a76", "neoverse-n1")
         (ArmTarget(), "arm"),
         (ArmTarget("cortex-a72"), "arm{cpu=cortex-a72}"),
         (ArmTarget("neoverse-n1", 16), "arm{cpu=neoverse-n1 threads=16}"),
+        (ArmTarget("cortex-a76", 4, dotprod="off"), "arm{cpu=cortex-a76 threads=4 dotprod=off}"),
     ],
 )
 def test_describe(target: ArmTarget, text: str) -> None:
@@ -56,6 +55,33 @@ def test_unknown_cpu() -> None:
     first, *shown = str(caught.value).splitlines()
     assert first.startswith("target: unknown cpu 'cortex-a73'; did you mean 'cortex-a7")
     assert shown == ["  arm{cpu=cortex-a73}", "          ^"]
+
+
+@pytest.mark.parametrize(
+    ("target", "resolved", "unit", "needs"),
+    [
+        (ArmTarget(), "armv8-a", "smull8", ("asimd",)),
+        (ArmTarget(dotprod="on"), "armv8-a+dotprod", "sdot", ("asimd", "asimddp")),
+        (ArmTarget(dotprod="off"), "armv8-a", "smull8", ("asimd",)),
+        (
+            ArmTarget("cortex-a76"),
+            "cortex-a76",
+            "sdot",
+            ("asimd", "asimddp", "asimdhp", "asimdrdm"),
+        ),
+        (
+            ArmTarget("cortex-a76", dotprod="off"),
+            "cortex-a76+nodotprod",
+            "smull8",
+            ("asimd", "asimdhp", "asimdrdm"),
+        ),
+    ],
+)
+def test_dot_products(target: ArmTarget, resolved: str, unit: str, needs: tuple[str, ...]) -> None:
+    assert target.resolved() == resolved
+    assert target.dot_unit(8) == (unit, 4)
+    assert target.needs() == needs
+    assert host_runs(resolved) == "this machine is x86_64, not aarch64"
 
 
 def test_threads_out_of_bounds() -> None:
@@ -109,15 +135,9 @@ def test_sums_stay_in_registers(cpu: str, tmp_path: Path) -> None:
     assert sum(loop.by_lane for loop in loops) >= 0.6 * sum(loop.products for loop in loops)
 
 
-def _small() -> nn.Module:
-    return net(
-        lambda s, x: s.l(s.c(x).relu().flatten(1)), c=nn.Conv2d(3, 20, 3), l=nn.Linear(320, 5)
-    )
-
-
 @pytest.fixture(scope="module")
 def binary() -> Binary:
-    return compile_program(captured(_small(), (3, 6, 6)), ArmTarget("cortex-a72", 2), 2)
+    return compile_program(captured(small(), (3, 6, 6)), ArmTarget("cortex-a72", 2), 2)
 
 
 @pytest.mark.parametrize("name", ["net.so", "net.o", "net"])
@@ -149,7 +169,7 @@ int main(void) {
 """
 
 
-@_EMULATED
+@EMULATED
 @pytest.mark.parametrize("suffix", [".o", ".a"])
 def test_a_c_program_links_it(binary: Binary, suffix: str, tmp_path: Path) -> None:
     binary.save(tmp_path / f"net{suffix}")
@@ -162,7 +182,7 @@ def test_a_c_program_links_it(binary: Binary, suffix: str, tmp_path: Path) -> No
     found = torch.tensor([float.fromhex(line) for line in done.stdout.split()]).reshape(2, 5)
     image = (torch.arange(216) % 7 - 3).float().reshape(2, 3, 6, 6)
     with torch.no_grad():
-        compare(found, _small()(image), tolerance=1e-5)
+        compare(found, small()(image), tolerance=1e-5)
 
 
 def test_sizes_are_known_without_running(binary: Binary) -> None:
@@ -197,109 +217,27 @@ def test_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(step.macs for step in compiled.info.steps) > tuning.WORTH_MEASURING
 
 
-def _emulated(
-    program: Program,
-    cpu: str,
-    inputs: list[Tensor],
-    folder: Path,
-    weights: WeightForm = "plain",
-) -> Tensor:
-    """The one output of a program's executable on an emulated core."""
-    compiled = compile_program(program, ArmTarget(cpu), len(inputs[0]), weights=weights)
-    binary = compiled.save(folder / "net")
-    files = [folder / f"x{i}.npy" for i in range(len(inputs))]
-    for file, tensor in zip(files, inputs, strict=True):
-        np.save(file, tensor.numpy())
-    # The oldest core that the code is for, so that an instruction it does not have is found.
-    core = "cortex-a53" if cpu == "generic" else cpu
-    command = [str(_EMULATOR), "-cpu", core, binary, *files, "--threads", "2"]
-    done = subprocess.run(
-        [*command, "--output", folder / "y.npy"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return torch.from_numpy(np.load(folder / "y.npy"))
-
-
-def _check(module: nn.Module, cpu: str, folder: Path, *shapes: tuple[int, ...]) -> None:
-    generator = torch.Generator().manual_seed(1)
-    inputs = [torch.randn(2, *shape, generator=generator) for shape in shapes]
-    with torch.no_grad():
-        expected = module(*inputs)
-    found = _emulated(captured(module, *shapes), cpu, inputs, folder)
-    compare(found, expected, tolerance=1e-5)
-
-
-_IMAGES: dict[str, nn.Module] = {
-    "ragged channels": net(lambda s, x: s.c(x), c=nn.Conv2d(5, 21, 3, padding=1)),
-    "stride and bias": net(lambda s, x: s.c(x).relu(), c=nn.Conv2d(5, 40, 5, 2, padding=2)),
-    "many filters": net(lambda s, x: s.b(s.a(x)), a=nn.Conv2d(5, 64, 1), b=nn.Conv2d(64, 96, 3)),
-    "groups": net(
-        lambda s, x: s.b(s.a(x)), a=nn.Conv2d(5, 32, 1), b=nn.Conv2d(32, 64, 3, groups=2)
-    ),
-    "dilation": net(lambda s, x: s.c(x), c=nn.Conv2d(5, 7, 3, padding=2, dilation=2)),
-    "depthwise": net(
-        lambda s, x: functional.hardswish(s.b(s.a(x))),
-        a=nn.Conv2d(5, 24, 1),
-        b=nn.Conv2d(24, 24, 3, padding=1, groups=24),
-    ),
-    "depthwise with stride": net(
-        lambda s, x: s.b(s.a(x)),
-        a=nn.Conv2d(5, 24, 1),
-        b=nn.Conv2d(24, 24, 5, 2, padding=2, groups=24),
-    ),
-    "max pool": net(lambda s, x: functional.max_pool2d(s.c(x), 3, 2, 1), c=nn.Conv2d(5, 20, 1)),
-    "average pool": net(
-        lambda s, x: functional.avg_pool2d(s.c(x), 3, 2, 1, count_include_pad=False),
-        c=nn.Conv2d(5, 20, 1),
-    ),
-    "global average and softmax": net(
-        lambda s, x: s.l(functional.silu(s.c(x)).mean((2, 3))).softmax(-1),
-        c=nn.Conv2d(5, 20, 3),
-        l=nn.Linear(20, 11),
-    ),
-    "concatenation and slice": net(
-        lambda s, x: torch.cat([s.a(x), s.b(x)], 1)[:, 3:-2, 1:],
-        a=nn.Conv2d(5, 20, 1),
-        b=nn.Conv2d(5, 13, 1),
-    ),
-}
-
-_ROWS: dict[str, nn.Module] = {
-    "linear": net(lambda s, x: s.a(x), a=nn.Linear(50, 33)),
-    "gelu": net(lambda s, x: s.b(functional.gelu(s.a(x))), a=nn.Linear(50, 70), b=nn.Linear(70, 9)),
-    "layer norm": net(lambda s, x: s.n(s.a(x)), a=nn.Linear(50, 37), n=nn.LayerNorm(37)),
-    "attention": net(
-        lambda s, x: ((s.q(x) @ s.k(x).transpose(-2, -1)) * 0.2).softmax(-1) @ s.v(x),
-        q=nn.Linear(50, 12),
-        k=nn.Linear(50, 12),
-        v=nn.Linear(50, 20),
-    ),
-    "elementary functions": net(lambda s, x: x.tanh() * x.sigmoid() + functional.elu(x)),
-    "no template": net(lambda s, x: (x.cumsum(1).sin() + x.amax(-1, keepdim=True)).log1p().abs()),
-}
-
-
-@_EMULATED
-@pytest.mark.parametrize("name", _IMAGES)
+@EMULATED
+@pytest.mark.parametrize("name", IMAGES)
 def test_images(name: str, tmp_path: Path) -> None:
-    cpu = _CPUS[list(_IMAGES).index(name) % len(_CPUS)]
-    _check(_IMAGES[name], cpu, tmp_path, (5, 13, 11))
+    cpu = _CPUS[list(IMAGES).index(name) % len(_CPUS)]
+    check_emulated(IMAGES[name], f"arm{{cpu={cpu}}}", tmp_path, (5, 13, 11))
 
 
-@_EMULATED
-@pytest.mark.parametrize("name", _ROWS)
+@EMULATED
+@pytest.mark.parametrize("name", ROWS)
 def test_rows(name: str, tmp_path: Path) -> None:
-    cpu = _CPUS[list(_ROWS).index(name) % len(_CPUS)]
-    _check(_ROWS[name], cpu, tmp_path, (7, 50))
+    cpu = _CPUS[list(ROWS).index(name) % len(_CPUS)]
+    check_emulated(ROWS[name], f"arm{{cpu={cpu}}}", tmp_path, (7, 50))
 
 
-@_EMULATED
+@EMULATED
 @pytest.mark.parametrize("cpu", _CPUS)
 def test_every_core(cpu: str, tmp_path: Path) -> None:
-    _check(_small(), cpu, tmp_path, (3, 6, 6))
+    check_emulated(small(), f"arm{{cpu={cpu}}}", tmp_path, (3, 6, 6))
 
 
-@_EMULATED
+@EMULATED
 def test_compressed_weights(tmp_path: Path) -> None:
     module = net(
         lambda s, x: s.c(s.b(s.a(x).relu()).relu().flatten(1)),
@@ -310,17 +248,19 @@ def test_compressed_weights(tmp_path: Path) -> None:
     passes = "prune{density=0.2}, share-weights{bits=4}"
     program = shohin.optimize(captured(module, (5, 8, 8)), passes, drift=False).program
     inputs = [torch.randn(2, 5, 8, 8, generator=torch.Generator().manual_seed(1))]
-    plain = _emulated(program, "cortex-a53", inputs, tmp_path)
+    plain = run_emulated(program, "arm{cpu=cortex-a53}", inputs, tmp_path)
     sizes = [(tmp_path / "net").stat().st_size]
-    coded = _emulated(program, "cortex-a53", inputs, tmp_path, "compressed")
+    coded = run_emulated(program, "arm{cpu=cortex-a53}", inputs, tmp_path, "compressed")
     sizes.append((tmp_path / "net").stat().st_size)
     assert torch.equal(coded, plain)
     assert sizes[1] < sizes[0] - 50_000
 
 
-@_EMULATED
+@EMULATED
 @pytest.mark.parametrize("seed", range(5))
 def test_random_networks(seed: int, tmp_path: Path) -> None:
     torch.manual_seed(seed)
     module = RandomNet(seed).eval()
-    _check(module, _CPUS[seed % len(_CPUS)], tmp_path, (module.channels, 12, 12))
+    check_emulated(
+        module, f"arm{{cpu={_CPUS[seed % len(_CPUS)]}}}", tmp_path, (module.channels, 12, 12)
+    )

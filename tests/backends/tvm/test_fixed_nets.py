@@ -1,13 +1,12 @@
 """Binaries of fixed-point programs give every integer that the reference gives."""
 
 import random
-import shutil
-import subprocess
 
 import avx_vnni
 import numpy as np
 import pytest
 import torch
+from emulated import EMULATED, run_emulated
 from small_nets import captured, net
 from torch import nn
 from torch.nn import functional
@@ -322,15 +321,11 @@ def test_sums_beyond_32_bits():
     check(program, CpuTarget(tune="off"))
 
 
-@pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="needs qemu-aarch64")
-@pytest.mark.parametrize("target", ["arm", "arm{cpu=neoverse-n1}"])
+@EMULATED
+@pytest.mark.parametrize("target", ["arm", "arm{cpu=neoverse-n1}", "arm{dotprod=on}", "armv7"])
 @pytest.mark.parametrize("options", ["", "weights=16 data=16", "weights=4 fc_weights=4"])
 def test_every_bit_on_emulated_arm(target, options, tmp_path):
     program = fixed(NETS["residual"](), options)
-    executable = shohin.compile(program, target).save(tmp_path / "net")
     x = images(1, 20)
-    np.save(tmp_path / "x.npy", x.numpy())
-    command = ["qemu-aarch64", "-cpu", "max", executable, tmp_path / "x.npy", "--output"]
-    subprocess.run([*command, tmp_path / "y.npy"], check=True, capture_output=True)
     with torch.no_grad():
-        assert np.array_equal(np.load(tmp_path / "y.npy"), program.module(x).numpy())
+        assert torch.equal(run_emulated(program, target, [x], tmp_path), program.module(x))

@@ -1,16 +1,14 @@
 """Convolutions that are planned together with the 1 x 1 convolution that reads them."""
 
-import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import pytest
 import torch
 from convolutions import Layer, exactly
+from emulated import EMULATED, run_emulated
 from harness import Bounded, apply_steps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -345,18 +343,14 @@ def test_a_network_of_pairs(batch: int) -> None:
 
 
 @pytest.mark.usefixtures("always_pairs")
-@pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="needs qemu-aarch64")
-def test_other_processors(tmp_path: Path) -> None:
+@EMULATED
+@pytest.mark.parametrize("target", ["arm{cpu=cortex-a53}", "armv7"])
+def test_other_processors(target: str, tmp_path: Path) -> None:
     module, inputs = _network(), _inputs((1, 3, 11, 14))
     program = captured(module, (3, 11, 14), batch=1)
-    binary = shohin.compile(program, "arm{cpu=cortex-a53}")
-    assert len(_pairs(binary)) == 4
-    np.save(tmp_path / "x.npy", inputs[0].numpy())
-    command: list[str | Path] = ["qemu-aarch64", "-cpu", "cortex-a53"]
-    command += [binary.save(tmp_path / "net"), tmp_path / "x.npy", "--threads", "2"]
-    subprocess.run([*command, "--output", tmp_path / "y.npy"], check=True, capture_output=True)
+    assert len(_pairs(shohin.compile(program, target))) == 4
     with torch.no_grad():
-        compare(torch.from_numpy(np.load(tmp_path / "y.npy")), module(*inputs), tolerance=1e-5)
+        compare(run_emulated(program, target, inputs, tmp_path), module(*inputs), tolerance=1e-5)
 
 
 @dataclass(frozen=True)

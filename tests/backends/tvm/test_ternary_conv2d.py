@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from convolutions import blocked_operand, draw_geometry, pack_filters
+from emulated import EMULATED
 from harness import ALL_STEPS, Array, KernelLibrary, random_array, to_blocked
 from small_nets import RandomNet, compare, net
 from ternary_nets import (
@@ -17,7 +18,6 @@ from ternary_nets import (
     check_emulated,
     check_ternary,
     families,
-    needs_emulator,
     notes,
     ternary,
     ternary_weight,
@@ -255,10 +255,11 @@ def test_other_processors(arch: str) -> None:
     check_ternary(ternary(_strided(), (3, 13, 11), scales="rows"), (3, 13, 11), arch=arch)
 
 
-@needs_emulator
-def test_arm(tmp_path: Path) -> None:
+@EMULATED
+@pytest.mark.parametrize("target", ["arm", "armv7"])
+def test_arm(target: str, tmp_path: Path) -> None:
     program = ternary(_strided(), (3, 13, 11), batch=2, scales="rows")
-    check_emulated(program, tmp_path, (3, 13, 11), batch=2)
+    check_emulated(program, target, tmp_path, (3, 13, 11), batch=2)
 
 
 def _wide(density: float) -> Program:

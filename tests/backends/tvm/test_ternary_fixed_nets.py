@@ -1,13 +1,12 @@
 """Integer networks with ternary weights: every bit of the reference, and where codes are used."""
 
-import shutil
-import subprocess
 from dataclasses import replace
 
 import avx_vnni
 import numpy as np
 import pytest
 import torch
+from emulated import EMULATED, run_emulated
 from small_nets import captured, net
 from ternary_units import AVX2
 from torch import nn
@@ -118,17 +117,12 @@ def test_every_bit_on_other_processors(arch, weights, monkeypatch):
 
 
 @pytest.mark.usefixtures("all_packed")
-@pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="needs qemu-aarch64")
-@pytest.mark.parametrize("target", ["arm", "arm{cpu=neoverse-n1}"])
+@EMULATED
+@pytest.mark.parametrize("target", ["arm", "arm{cpu=neoverse-n1}", "armv7"])
 def test_every_bit_on_emulated_arm(target, tmp_path):
-    program = fixed_program()
-    executable = shohin.compile(program, target).save(tmp_path / "net")
-    np.save(tmp_path / "x.npy", images(20).numpy())
-    command = ["qemu-aarch64", "-cpu", "max", executable, tmp_path / "x.npy", "--output"]
-    subprocess.run([*command, tmp_path / "y.npy"], check=True, capture_output=True)
+    program, x = fixed_program(), images(20)
     with torch.no_grad():
-        wanted = program.module(images(20)).numpy()
-    assert np.array_equal(np.load(tmp_path / "y.npy"), wanted)
+        assert torch.equal(run_emulated(program, target, [x], tmp_path), program.module(x))
 
 
 @pytest.mark.usefixtures("all_packed")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from emulated import EMULATED
 from harness import ALL_STEPS, KernelLibrary, apply_steps, random_array, sum_of_products
 from small_nets import compare, net, plan_of_program
 from ternary_nets import (
@@ -17,7 +18,6 @@ from ternary_nets import (
     check_emulated,
     check_ternary,
     families,
-    needs_emulator,
     notes,
     ternary,
     ternary_weight,
@@ -242,11 +242,12 @@ def test_other_processors(arch: str, batch: int) -> None:
     check_ternary(program, (96,), batch=batch, arch=arch)
 
 
-@needs_emulator
+@EMULATED
+@pytest.mark.parametrize("target", ["arm", "armv7"])
 @pytest.mark.parametrize("batch", [1, 9])
-def test_arm(batch: int, tmp_path: Path) -> None:
+def test_arm(batch: int, target: str, tmp_path: Path) -> None:
     program = ternary(_linear(), (96,), batch=batch, scales="rows")
-    check_emulated(program, tmp_path, (96,), batch=batch)
+    check_emulated(program, target, tmp_path, (96,), batch=batch)
 
 
 @pytest.mark.parametrize("batch", [1, 2])

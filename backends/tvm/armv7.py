@@ -1,0 +1,91 @@
+"""32-bit ARM targets: processors with NEON, 16 registers of four floats."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+from shohin.backends.tvm.processor import Machine, Processor, Tune, check_threads, default_tune
+from shohin.errors import SpecError, near_name_hint
+
+_FUSED = "vfpv4"
+_CORES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "generic": ("neon",),
+        "cortex-a7": ("neon", _FUSED),
+        "cortex-a9": ("neon",),
+        "cortex-a15": ("neon", _FUSED),
+        "cortex-a53": ("neon", _FUSED),
+    }
+)
+"""Flags of ``/proc/cpuinfo`` that the code for a core needs."""
+
+_GENERIC = "armv7-a"
+
+
+@dataclass(frozen=True)
+class Armv7Target(Processor):
+    """A 32-bit ARM processor with NEON to compile for, or a 64-bit one that runs a 32-bit system.
+
+    Attributes:
+        cpu: ``generic``, which runs on every one, or the core to make it fast on: ``cortex-a7``,
+            ``cortex-a9``, ``cortex-a15`` or ``cortex-a53``.
+        threads: threads a binary uses unless told otherwise; also what work is split for.
+        tune: as for 64-bit ARM; this machine measures only what it can run.
+    """
+
+    cpu: str = "generic"
+    threads: int = 1
+    tune: Tune = field(default_factory=default_tune)
+
+    machine: ClassVar[Machine] = "arm"
+
+    def __post_init__(self) -> None:
+        if self.cpu not in _CORES:
+            hint = near_name_hint(self.cpu, tuple(_CORES))
+            raise SpecError("target armv7", f"unknown cpu '{self.cpu}'", hint)
+        check_threads("armv7", self.threads)
+
+    def describe(self) -> str:
+        """Canonical text: ``armv7{cpu=cortex-a7 threads=4}`` with defaults left out."""
+        options = []
+        if self.cpu != "generic":
+            options.append(f"cpu={self.cpu}")
+        if self.threads != 1:
+            options.append(f"threads={self.threads}")
+        return f"armv7{{{' '.join(options)}}}" if options else "armv7"
+
+    def resolved(self) -> str:
+        """``armv7-a``, with the core where it has instructions of its own."""
+        return _GENERIC if self.cpu == "generic" else f"{_GENERIC}+{self.cpu}"
+
+    def needs(self) -> tuple[str, ...]:
+        """The flags of the core."""
+        return _CORES[self.cpu]
+
+    def tvm_description(self) -> dict[str, Any]:
+        """The target in TVM's form."""
+        fused = "+vfp4" if _FUSED in _CORES[self.cpu] else "-vfp4"
+        return {
+            "kind": "llvm",
+            "mtriple": "armv7a-linux-gnueabihf",
+            "mcpu": self.cpu,
+            "mattr": ["+neon", fused],
+            "mfloat-abi": "hard",
+            "num-cores": self.threads,
+            "opt-level": 2,
+        }
+
+    def dot_unit(self, bits: Literal[8, 16]) -> tuple[str, int]:
+        """``vmull``."""
+        return ("vmull16" if bits == 16 else "vmull8"), 4
+
+    def registers(self) -> int:
+        """Three of the four that there are: a product takes its input from a register."""
+        return 3
+
+
+NEEDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {Armv7Target(cpu).resolved(): Armv7Target(cpu).needs() for cpu in _CORES}
+)
+"""Flags of ``/proc/cpuinfo`` that code needs, by `Armv7Target.resolved`."""
