@@ -114,6 +114,10 @@ class ArmTarget(Processor):
             return "smull16", 4
         return "sdot" if self._has_sdot() else "smull8", 4
 
+    def byte_tables(self) -> str:
+        """``tbl``."""
+        return "tbl"
+
     def registers(self) -> int:
         """Seven of the eight that there are: a product takes its input from a register."""
         return 7

@@ -66,10 +66,12 @@ class Armv7Target(Processor):
     def tvm_description(self) -> dict[str, Any]:
         """The target in TVM's form."""
         fused = "+vfp4" if _FUSED in _CORES[self.cpu] else "-vfp4"
+        # For the Cortex-A7 by name, LLVM multiplies and adds in two instructions.
+        scheduled_as = "cortex-a15" if self.cpu == "cortex-a7" else self.cpu
         return {
             "kind": "llvm",
             "mtriple": "armv7a-linux-gnueabihf",
-            "mcpu": self.cpu,
+            "mcpu": scheduled_as,
             "mattr": ["+neon", fused],
             "mfloat-abi": "hard",
             "num-cores": self.threads,
@@ -79,6 +81,10 @@ class Armv7Target(Processor):
     def dot_unit(self, bits: Literal[8, 16]) -> tuple[str, int]:
         """``vmull``."""
         return ("vmull16" if bits == 16 else "vmull8"), 4
+
+    def byte_tables(self) -> str:
+        """``vtbl``."""
+        return "vtbl"
 
     def registers(self) -> int:
         """Three of the four that there are: a product takes its input from a register."""

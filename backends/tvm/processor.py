@@ -70,6 +70,10 @@ class Processor(ABC):
         """Floats of a vector that one instruction orders by indices in a register; 0 for none."""
         return 0
 
+    def byte_tables(self) -> str:
+        """What takes bytes out of a table in registers: its name in `kernels.byte_tables`."""
+        return ""
+
 
 def check_threads(target: str, threads: int) -> None:
     """Refuse a number of threads that no binary can have.

@@ -145,6 +145,10 @@ class CpuTarget(Processor):
             return 16
         return 8 if self.has_fma() else 0
 
+    def byte_tables(self) -> str:
+        """``pshufb``."""
+        return "pshufb"
+
 
 @lru_cache(maxsize=1)
 def _host_processor() -> str:

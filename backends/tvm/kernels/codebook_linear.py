@@ -7,8 +7,8 @@ by an index in every lane (8 on AVX2), ``vpermi2ps`` any of 32. A 32-bit word ho
 one output for as many neighbouring inputs as fit; an instruction ignores the bits above its
 index, so that getting at one is a shift and no mask.
 
-Processors without such an instruction have no such kernel: NEON permutes bytes only, and before
-AVX2 the index of a permutation is part of the instruction.
+Processors whose instructions order bytes only, ARM and those before AVX2, have the kernel of
+`byte_codebook_linear`.
 """
 
 from collections.abc import Callable

@@ -22,9 +22,9 @@ well: signed ones are raised by 128, and what that adds is taken off the bias.
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, cast
 
-from tvm import tirx
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
+from shohin.backends.tvm.kernels.byte_tables import TableName, look_up
 from shohin.backends.tvm.kernels.emit import Expr, splat
 from shohin.backends.tvm.kernels.vector_math import lanes_of
 from shohin.backends.tvm.processor import Processor
@@ -58,7 +58,6 @@ _LONG_WORDS: dict[str, str] = {
     "smull16": "llvm.aarch64.neon.smull.v4i32",
     "vmull16": "llvm.arm.neon.vmulls.v4i32",
 }
-_TABLES = {16: "llvm.aarch64.neon.tbl1.v16i8", 8: "llvm.aarch64.neon.tbl1.v8i8"}
 _GROUPS: dict[UnitName, int] = {
     "vnni": 4,
     "maddubs": 4,
@@ -204,10 +203,10 @@ class DotUnit:
             index: 0 to 15. On x86 the bits 4 to 6 make no difference.
         """
         size = lanes_of(index)
-        if self.name == "vmull8":
-            return _look_up_halves(table, index)
-        names = _SHUFFLES if self.name in ("vnni", "maddubs") else _TABLES
-        return _pure(f"int8x{size}", names[size], table, index)
+        if self.name in ("vnni", "maddubs"):
+            return _pure(f"int8x{size}", _SHUFFLES[size], table, index)
+        name: TableName = "vtbl" if self.name == "vmull8" else "tbl"
+        return look_up(name, [T.bind(table)], index)
 
     def total(self, sums: Expr) -> Expr:
         """The sum of all lanes of 32-bit sums."""
@@ -257,21 +256,6 @@ def widened(values: Expr, source: str, wanted: str) -> Expr:
 
 def _pure(kind: str, name: str, *arguments: Expr) -> Expr:
     return T.call_llvm_pure_intrin(kind, name, *arguments)
-
-
-def _look_up_halves(table: Expr, index: Expr) -> Expr:
-    """Bytes of a table of 16 where registers that hold tables have eight."""
-    table, size = T.bind(table), lanes_of(index)
-    halves = [tirx.Shuffle([table], list(range(start, start + 8))) for start in (0, 8)]
-    name, kind = "llvm.arm.neon.vtbl2", "int8x8"
-    if size == 8:
-        return _pure(kind, name, *halves, index)
-    index = T.bind(index)
-    parts = [
-        _pure(kind, name, *halves, tirx.Shuffle([index], list(range(start, start + 8))))
-        for start in range(0, size, 8)
-    ]
-    return tirx.Shuffle(parts, list(range(size)))
 
 
 def _highest(lanes: int) -> Expr:

@@ -1,7 +1,15 @@
 """Planning of fully connected layers whose weights are shared, by their indices."""
 
+from typing import cast
+
 import numpy as np
 
+from shohin.backends.tvm.kernels.byte_codebook_linear import (
+    ByteCodebookLinear,
+    ByteForm,
+    byte_tile_options,
+)
+from shohin.backends.tvm.kernels.byte_tables import TableName
 from shohin.backends.tvm.kernels.codebook_linear import (
     CodebookLinear,
     Rows,
@@ -14,6 +22,7 @@ from shohin.backends.tvm.lowering.operations import Array, Linear
 from shohin.backends.tvm.lowering.plan import Planner
 from shohin.backends.tvm.lowering.sparse_costs import Candidate, kernel_cost
 from shohin.backends.tvm.lowering.values import bias_numbers
+from shohin.backends.tvm.processor import Processor
 
 _MOST_ROWS = 16
 """Rows up to which streaming dense weights takes longer than adding them up."""
@@ -35,33 +44,42 @@ def codebook_linear(
     if dense.depth != op.weight.shape[1]:  # Inputs that only pad an image have zeros.
         values = np.append(values, np.float32(0.0))
     values = np.unique(values)
-    lanes = planner.target.table_lanes()
-    if not lanes:
-        return f"on {planner.target.resolved()}"
     if dense.rows > _MOST_ROWS:
         return f"for {dense.rows} rows"
-    form = TableForm.of(values, lanes)
-    if not form.exists:
-        return f"for {values.size} values"
-    tile = choose_codebook_tile(form, dense.rows, dense.columns, planner.target.registers())
-    kernel = planner.choose(
-        CodebookLinear(dense.rows, dense.depth, dense.columns, form, tile, dense.steps), timed=True
-    )
+    some = _kernel(planner.target, dense, values)
+    if some is None:
+        return f"for {values.size} values on {planner.target.resolved()}"
+    kernel = planner.choose(some, timed=True)
     return Candidate(
         kernel_cost(planner, kernel), lambda: _call(planner, op, kernel, (values, weight), x)
     )
 
 
+def _kernel(
+    target: Processor, dense: MatMul, values: Array
+) -> CodebookLinear | ByteCodebookLinear | None:
+    """A kernel that looks so many values up on a processor; None if it has none."""
+    shape, registers = (dense.rows, dense.depth, dense.columns), target.registers()
+    if lanes := target.table_lanes():
+        form = TableForm.of(values, lanes)
+        tile = choose_codebook_tile(form, dense.rows, dense.columns, registers)
+        return CodebookLinear(*shape, form, tile, dense.steps) if form.exists else None
+    byte_form = ByteForm.of(values, cast(TableName, target.byte_tables()))
+    tile = byte_tile_options(dense.rows, dense.columns, registers)[0]
+    return ByteCodebookLinear(*shape, byte_form, tile, dense.steps) if byte_form.exists else None
+
+
 def _call(
     planner: Planner,
     op: Linear,
-    kernel: CodebookLinear,
+    kernel: CodebookLinear | ByteCodebookLinear,
     given: tuple[Array, Rows],
     x: Placement,
 ) -> None:
     values, weight = given
     words = planner.constant(lambda: kernel.pack(values, weight))
-    planner.constants.mark_words(words, kernel.form.bits)
+    if isinstance(kernel, CodebookLinear):
+        planner.constants.mark_words(words, kernel.form.bits)
     arguments = [
         x,
         words,

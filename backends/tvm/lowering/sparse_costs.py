@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 
+from shohin.backends.tvm.kernels.byte_codebook_linear import ByteCodebookLinear
 from shohin.backends.tvm.kernels.codebook_linear import CodebookLinear
 from shohin.backends.tvm.kernels.conv2d import Conv2d
 from shohin.backends.tvm.kernels.emit import Kernel
 from shohin.backends.tvm.kernels.matmul import MatMul
 from shohin.backends.tvm.kernels.packed_matmul import PackedMatMul
 from shohin.backends.tvm.kernels.ternary_linear import TernaryLinear
+from shohin.backends.tvm.kernels.tiled_linear import TiledLinear
 from shohin.backends.tvm.lowering.plan import Planner
 
 _SPARSE_COST = 2.4
@@ -19,6 +21,9 @@ _LOOK_UP_COST = 0.4
 
 Measured on Zen 4 with 4096 x 4096 weights: from 0.27 for one look-up to 0.5 for two.
 """
+
+_BYTE_LOOK_UP_COST = 0.6
+"""The same where bytes are looked up, from 18 instructions for 16 weights; not measured."""
 
 _PACKED_COST = 0.6
 """How much of the time of a dense operation on a streamed weight a packed one takes, unmeasured.
@@ -138,6 +143,8 @@ def _factor(kernel: Kernel) -> float:
     if isinstance(kernel, CodebookLinear):
         look_ups = kernel.form.look_ups + 0.5 * kernel.form.zero_bit
         return look_ups * _LOOK_UP_COST + (0.0 if _is_streamed(kernel) else 1.0)
+    if isinstance(kernel, ByteCodebookLinear):
+        return _BYTE_LOOK_UP_COST * kernel.form.tables + (0.0 if _is_streamed(kernel) else 1.0)
     if isinstance(kernel, (PackedMatMul, TernaryLinear)):
         return _packed_factor(kernel)
     return 1.0 if isinstance(kernel, (Conv2d, MatMul)) else _SPARSE_COST
@@ -150,6 +157,6 @@ def _packed_factor(kernel: PackedMatMul | TernaryLinear) -> float:
     return _PACKED_COST if streamed else 1.0
 
 
-def _is_streamed(kernel: CodebookLinear | PackedMatMul | TernaryLinear) -> bool:
+def _is_streamed(kernel: TiledLinear | PackedMatMul) -> bool:
     """Whether a dense kernel would stream the weights for a single row."""
     return kernel.rows == 1 and 4 * kernel.depth * kernel.columns > _CACHED_BYTES

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import tvm
 from arm_nets import IMAGES, ROWS, small
 from emulated import EMULATED, check_emulated, run_emulated
 from small_nets import RandomNet, captured, compare, net
@@ -11,6 +12,10 @@ import shohin
 from shohin.backends.registry import parse_target
 from shohin.backends.tvm import target as host
 from shohin.backends.tvm.armv7 import Armv7Target
+from shohin.backends.tvm.kernels.conv2d import Conv2d
+from shohin.backends.tvm.kernels.conv_tiles import ConvTile
+from shohin.backends.tvm.kernels.geometry import Geometry
+from shohin.backends.tvm.objects import lower
 from shohin.backends.tvm.target import host_runs
 from shohin.errors import ArtifactError, SpecError
 
@@ -115,3 +120,19 @@ def test_pruned_and_shared_weights(target: str, tmp_path: Path) -> None:
     size = (tmp_path / "net").stat().st_size
     assert torch.equal(run_emulated(program, target, inputs, tmp_path, "compressed"), plain)
     assert (tmp_path / "net").stat().st_size < size
+
+
+@pytest.mark.parametrize("cpu", ["cortex-a7", "cortex-a15", "cortex-a53"])
+def test_products_are_fused_with_sums(cpu: str) -> None:
+    target = Armv7Target(cpu)
+    geometry = Geometry((56, 56), (3, 3), (1, 1), (1, 1, 1, 1))
+    kernel = Conv2d(1, 64, 64, geometry, 1, False, ConvTile(1, 1)).variants(target.registers())[0]
+    lowered = lower({"kernel": kernel.build()}, target)
+    description = tvm.target.Target(target.tvm_description())
+    build = tvm.get_global_func("target.build.llvm")
+    text = build(lowered, description.with_host(description)).inspect_source("asm")
+    words = text.split()
+    assert words.count("vfma.f32") > 0
+    assert words.count("vmul.f32") == 0
+    # Neither sums nor weights are spilled.
+    assert "vldmia\tsp" not in text
