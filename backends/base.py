@@ -86,6 +86,21 @@ class ArtifactInfo:
     weight_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class TargetVariant:
+    """A processor that a kind of target can be compiled for.
+
+    Attributes:
+        text: the target.
+        facts: what it uses there, by what people call it, e.g. ``products of bytes``.
+        problem: why this machine cannot run what is compiled for it; empty where it can.
+    """
+
+    text: str
+    facts: Mapping[str, str]
+    problem: str
+
+
 class Artifact(ABC):
     """A compiled program.
 
@@ -157,6 +172,10 @@ class Backend(ABC):
 
     name: ClassVar[str]
     targets: ClassVar[Mapping[str, type[Any]]]
+
+    def variants(self, kind: str) -> tuple[TargetVariant, ...]:
+        """The processors of a kind of target, plainest first; none where there is no choice."""
+        return ()
 
     @abstractmethod
     def supports(self, program: Program) -> list[Diagnostic]:

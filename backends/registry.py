@@ -7,6 +7,7 @@ of target; one class may stand under several kinds::
     npu = "my_package.backend:NpuBackend"
 """
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,9 +15,10 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any
 
-from shohin.backends.base import Backend
+from shohin.backends.base import Backend, TargetVariant
 from shohin.backends.targets import format_target_text, read_target, written_target
-from shohin.errors import ArtifactError, ShohinError, near_name_hint
+from shohin.errors import ArtifactError, ShohinError, SpecError, near_name_hint
+from shohin.passes.option_docs import OptionDescription, describe_options
 from shohin.spec import Source
 
 GROUP = "shohin.backends"
@@ -45,6 +47,41 @@ class Target:
     text: str
     backend: Backend
     options: Any
+
+
+@dataclass(frozen=True)
+class TargetDescription:
+    """What a kind of target is and takes.
+
+    Attributes:
+        kind: its name in a target's text.
+        summary: the first line of its docstring.
+        doc: its docstring up to the options.
+        options: its options, in order.
+        variants: the processors there are.
+    """
+
+    kind: str
+    summary: str
+    doc: str
+    options: tuple[OptionDescription, ...]
+    variants: tuple[TargetVariant, ...]
+
+
+def describe_target(kind: str) -> TargetDescription:
+    """What a kind of target is and takes.
+
+    Raises:
+        SpecError: when there is no such kind.
+        ArtifactError: when the backend of another package cannot be used.
+    """
+    if kind not in target_kinds():
+        raise SpecError("targets", f"unknown target '{kind}'", near_name_hint(kind, target_kinds()))
+    backend = backend_class(kind)
+    owner = backend.targets[kind]
+    doc = (inspect.getdoc(owner) or "").partition("\nAttributes:")[0].strip()
+    summary = doc.partition("\n")[0]
+    return TargetDescription(kind, summary, doc, describe_options(owner), backend().variants(kind))
 
 
 def target_kinds() -> tuple[str, ...]:

@@ -7,7 +7,6 @@ A package offers a pass by an entry point of the group ``shohin.passes``::
 """
 
 import inspect
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,8 +16,7 @@ from types import MappingProxyType
 from shohin.errors import PassError, ShohinError, SpecError, near_name_hint
 from shohin.ir.program import Fact
 from shohin.passes.base import Pass
-from shohin.passes.options import describe_type, option_defaults, option_types
-from shohin.spec import format_value
+from shohin.passes.option_docs import OptionDescription, describe_options
 
 GROUP = "shohin.passes"
 _BUILT_IN: Mapping[str, str] = MappingProxyType(
@@ -38,23 +36,6 @@ _BUILT_IN: Mapping[str, str] = MappingProxyType(
         "entropy-code": "shohin.passes.entropy_code:EntropyCode",
     }
 )
-
-
-@dataclass(frozen=True)
-class OptionDescription:
-    """One option of a pass.
-
-    Attributes:
-        name: its name.
-        type: its type as people read it, e.g. ``linear | nonlinear``.
-        default: the text of its default; None when the option must be given.
-        help: what the pass' docstring says about it.
-    """
-
-    name: str
-    type: str
-    default: str | None
-    help: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,7 +96,7 @@ def describe(name: str) -> PassDescription:
         name,
         doc.partition("\n")[0],
         doc,
-        tuple(_options(found, doc)),
+        describe_options(found),
         tuple(sorted(found.requires)),
         tuple(sorted(found.establishes)),
         tuple(sorted(found.invalidates)),
@@ -166,16 +147,3 @@ def _load(name: str, source: str, value: str) -> type[Pass]:
         problem = f"'{value}' of {source} calls itself '{found.name}'"
         raise PassError(f"pass '{name}'", problem)
     return found
-
-
-def _options(owner: type[Pass], doc: str) -> Iterator[OptionDescription]:
-    defaults = option_defaults(owner)
-    for name, hint in option_types(owner).items():
-        default = format_value(defaults[name]) if name in defaults else None
-        yield OptionDescription(name, describe_type(hint), default, _help(name, doc))
-
-
-def _help(name: str, doc: str) -> str:
-    """The entry of an option in a Google style docstring, joined to one line."""
-    found = re.search(rf"^( *){name}: (.+(?:\n\1 +.+)*)", doc, re.MULTILINE)
-    return " ".join(found[2].split()) if found else ""

@@ -72,6 +72,11 @@ class ArmTarget(Processor):
             raise SpecError("target arm", f"unknown cpu '{self.cpu}'", hint)
         check_threads("arm", self.threads)
 
+    @classmethod
+    def variants(cls) -> "tuple[ArmTarget, ...]":
+        """The cores, and those of no name with dot products."""
+        return (*(cls(cpu) for cpu in _CORES), cls(dotprod="on"))
+
     def describe(self) -> str:
         """Canonical text: ``arm{cpu=cortex-a72 threads=4}`` with defaults left out."""
         options = []

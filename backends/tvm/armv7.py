@@ -46,6 +46,11 @@ class Armv7Target(Processor):
             raise SpecError("target armv7", f"unknown cpu '{self.cpu}'", hint)
         check_threads("armv7", self.threads)
 
+    @classmethod
+    def variants(cls) -> "tuple[Armv7Target, ...]":
+        """The cores."""
+        return tuple(cls(cpu) for cpu in _CORES)
+
     def describe(self) -> str:
         """Canonical text: ``armv7{cpu=cortex-a7 threads=4}`` with defaults left out."""
         options = []

@@ -7,6 +7,7 @@ from shohin.backends.base import (
     Backend,
     Diagnostic,
     Progress,
+    TargetVariant,
     WeightForm,
     check_weight_form,
 )
@@ -14,7 +15,8 @@ from shohin.backends.targets import read_target
 from shohin.backends.tvm.arm import ArmTarget
 from shohin.backends.tvm.armv7 import Armv7Target
 from shohin.backends.tvm.binary import Binary
-from shohin.backends.tvm.target import CpuTarget
+from shohin.backends.tvm.processor import Processor
+from shohin.backends.tvm.target import CpuTarget, host_runs
 from shohin.errors import UnsupportedError
 from shohin.ir.program import Program
 
@@ -28,6 +30,14 @@ class TvmBackend(Backend):
         "arm": ArmTarget,
         "armv7": Armv7Target,
     }
+
+    def variants(self, kind: str) -> tuple[TargetVariant, ...]:
+        """The processors of a kind of target, and the instructions that kernels use there."""
+        processors: tuple[Processor, ...] = self.targets[kind].variants()
+        return tuple(
+            TargetVariant(one.describe(), _instructions(one), host_runs(one.resolved()))
+            for one in processors
+        )
 
     def supports(self, program: Program) -> list[Diagnostic]:
         """The nodes that neither a kernel template nor TVM takes, at batch 1."""
@@ -63,6 +73,31 @@ class TvmBackend(Backend):
         from shohin.backends.tvm.compile import compile_program
 
         return compile_program(program, options, batch, progress, weights=weights)
+
+
+_NAMES = {
+    "vnni": "vpdpbusd",
+    "maddubs": "pmaddubsw",
+    "maddwd": "pmaddwd",
+    "smull8": "smull",
+    "smull16": "smlal",
+    "vmull8": "vmull",
+    "vmull16": "vmlal",
+}
+"""Instructions for sums of products, where kernels call them otherwise."""
+
+
+def _instructions(processor: Processor) -> dict[str, str]:
+    """What kernels use on a processor."""
+    dots = [processor.dot_unit(8), processor.dot_unit(16)]
+    names = [_NAMES.get(name, name) for name, _ in dots]
+    return {
+        "needs": " ".join(processor.needs()),
+        "floats": str(dots[1][1]),
+        "int8": names[0],
+        "int16": names[1],
+        "tables": "vpermps" if processor.table_lanes() else processor.byte_tables(),
+    }
 
 
 def _diagnose(program: Program) -> Iterator[Diagnostic]:

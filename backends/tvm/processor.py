@@ -34,6 +34,11 @@ class Processor(ABC):
     tune: Tune
     metaschedule: int = 0
 
+    @classmethod
+    @abstractmethod
+    def variants(cls) -> "tuple[Processor, ...]":
+        """The processors that can be chosen, plainest first."""
+
     @abstractmethod
     def describe(self) -> str:
         """Canonical text of the target, with defaults left out."""

@@ -73,6 +73,11 @@ class CpuTarget(Processor):
                 f"expected metaschedule from 0 to {_MOST_TRIALS} trials, got {self.metaschedule}",
             )
 
+    @classmethod
+    def variants(cls) -> "tuple[CpuTarget, ...]":
+        """The levels, the lowest first."""
+        return tuple(cls(arch) for arch in reversed(_NEEDS))
+
     def describe(self) -> str:
         """Canonical text: ``cpu{arch=native threads=2}`` with defaults left out."""
         options = []

@@ -161,9 +161,7 @@ class ByteCodebookLinear(TiledLinear):
 class _TileEmitter(TiledEmitter):
     """Looks the weights of a tile up."""
 
-    def __init__(
-        self, kernel: ByteCodebookLinear, item: Expr, buffers: tuple[Buffer, ...]
-    ) -> None:
+    def __init__(self, kernel: ByteCodebookLinear, item: Expr, buffers: tuple[Buffer, ...]) -> None:
         self.x, self.index, table, *rest = buffers
         super().__init__(kernel, item, tuple(rest))
         self.kernel, self.form = kernel, kernel.form

@@ -17,6 +17,7 @@ from shohin.cli.passes import passes
 from shohin.cli.run import run
 from shohin.cli.screen import one_line_warnings, print_error, print_failure
 from shohin.cli.sensitivity import sensitivity
+from shohin.cli.targets import targets
 from shohin.errors import ShohinError
 
 _INTERRUPTED = 130
@@ -68,6 +69,7 @@ app.command("inspect")(inspect)
 app.command("bench")(bench)
 app.command("sensitivity")(sensitivity)
 app.command("passes")(passes)
+app.command("targets")(targets)
 app.command("bisect")(bisect)
 
 
