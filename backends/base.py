@@ -158,8 +158,17 @@ class Artifact(ABC):
         """
 
     @abstractmethod
-    def save(self, path: str | Path) -> Path:
-        """Write the artifact to a file, whose name's ending chooses the form."""
+    def save(self, path: str | Path, *, form: str | None = None, libc: str | None = None) -> Path:
+        """Write the artifact to a file, whose name's ending chooses the form.
+
+        Args:
+            path: file to write.
+            form: which, where the backend has several and the ending shall not choose.
+            libc: the C library to use, where the backend has a choice.
+
+        Raises:
+            SpecError: when there is no such form or C library.
+        """
 
 
 class Backend(ABC):

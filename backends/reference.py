@@ -65,13 +65,17 @@ class ReferenceArtifact(Artifact):
             problem = f"cannot run on these numbers: {first_line(error)}"
             raise InputError(self.info.name, problem) from error
 
-    def save(self, path: str | Path) -> Path:
-        """Write the program to a ``.shohin`` file.
+    def save(self, path: str | Path, *, form: str | None = None, libc: str | None = None) -> Path:
+        """Write the program to a ``.shohin`` file; there is no other form, and no C library.
 
         Raises:
+            SpecError: when a form or a C library is asked for.
             ArtifactError: when the name ends in anything else, or the file cannot be written.
         """
         file = Path(path)
+        for option, value in (("form", form), ("libc", libc)):
+            if value is not None:
+                raise SpecError(option, f"expected none for the reference backend, got '{value}'")
         if file.suffix != ".shohin":
             raise ArtifactError(
                 str(file),

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from shohin.backends.base import Artifact, ArtifactInfo
 from shohin.backends.inputs import Array, check_inputs, numpy_dtype
+from shohin.backends.tvm.forms import form_of, libc_of
 from shohin.backends.tvm.header import write_header
-from shohin.backends.tvm.link import Parts, form_of, link
+from shohin.backends.tvm.link import Parts, link
 from shohin.backends.tvm.manifest import info_of, manifest_of
 from shohin.backends.tvm.target import host_example, host_runs
 from shohin.backends.tvm.trailer import append_trailer, read_trailer
@@ -131,33 +132,44 @@ class Binary(Artifact):
         """Size of the packed weights."""
         return int((self._build or self._library.info()).constant_bytes)
 
-    def save(self, path: str | Path) -> Path:
-        """Write the binary; the ending of the name chooses the form.
+    def save(self, path: str | Path, *, form: str | None = None, libc: str | None = None) -> Path:
+        """Write the binary; the ending of the name chooses the form unless `form` does.
 
         ``.so`` is a shared library and ``.a`` a static one, ``.o`` an object; each comes with a
-        header beside it. A name without ending is a standalone executable.
+        header beside it. A name without ending is a standalone executable, ``.h`` the header alone.
+
+        Args:
+            path: file to write.
+            form: ``so``, ``static``, ``object``, ``exe`` or ``c-header``.
+            libc: ``glibc``, or ``musl`` for systems like Alpine and OpenWrt. Executables hold musl
+                unless they are asked to load glibc.
 
         Raises:
+            SpecError: when there is no such form or C library.
             ArtifactError: when the file cannot be written, or when the binary was loaded from a
                 shared library and another form is asked for.
         """
         file = Path(path)
-        form = form_of(file)
-        if self._build is None and form != "shared":
+        chosen = form_of(file, form)
+        library = libc_of(chosen, libc)
+        if chosen == "c-header":
+            write_header(file, self.info, self._prefix)
+            return file
+        if self._build is None and (chosen != "so" or libc is not None):
             raise ArtifactError(
                 str(file),
-                f"a loaded shared library cannot become a {form} file",
+                "a loaded shared library cannot be linked anew",
                 "compile the program again",
             )
         with atomic_path(file) as temporary:
-            if form == "shared":
+            if self._build is None or (chosen == "so" and library == "glibc"):
                 shutil.copyfile(self.path, temporary)
-            elif self._build is not None:
-                link(self._build.parts, form, temporary)
-            if form == "executable":
-                append_trailer(temporary, manifest_of(self.info, self._prefix))
-            temporary.chmod(0o755 if form in ("executable", "shared") else 0o644)
-        if form != "executable":
+            else:
+                link(self._build.parts, chosen, temporary, library)
+                if chosen in ("exe", "so"):
+                    append_trailer(temporary, manifest_of(self.info, self._prefix))
+            temporary.chmod(0o755 if chosen in ("exe", "so") else 0o644)
+        if chosen != "exe":
             write_header(file.with_suffix(".h"), self.info, self._prefix)
         return file
 

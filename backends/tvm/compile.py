@@ -88,7 +88,7 @@ def compile_program(
     )
     _write_source(plan, parts, symbols, info, constants)
     library = parts.folder / "model.so"
-    link(parts, "shared", library)
+    link(parts, "so", library, "glibc")
     append_trailer(library, manifest_of(info, parts.name))
     report(len(_STAGES), len(_STAGES), "done")
     build = Build(folder, parts, plan.arena_bytes, plan.constants.size)

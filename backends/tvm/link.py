@@ -4,21 +4,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
 import platformdirs
 
+from shohin.backends.tvm.forms import Form, Libc
 from shohin.backends.tvm.processor import Machine, host_machine
 from shohin.errors import ArtifactError
-
-Form = Literal["shared", "static", "object", "executable"]
-
-SUFFIXES: dict[str, Form] = {".so": "shared", ".a": "static", ".o": "object", "": "executable"}
-"""Form of a binary by the ending of its file's name."""
 
 PUBLIC_FUNCTIONS = (
     "info",
@@ -35,20 +30,22 @@ PUBLIC_FUNCTIONS = (
 
 RUNTIME = Path(__file__).parent / "runtime"
 
-_GLIBC: Mapping[Machine, str] = MappingProxyType(
+_SYSTEMS: Mapping[Libc, Mapping[Machine, str]] = MappingProxyType(
     {
-        "x86_64": "x86_64-linux-gnu.2.17",
-        "aarch64": "aarch64-linux-gnu.2.17",
-        "arm": "arm-linux-gnueabihf.2.17",
+        "glibc": {
+            "x86_64": "x86_64-linux-gnu.2.17",
+            "aarch64": "aarch64-linux-gnu.2.17",
+            "arm": "arm-linux-gnueabihf.2.17",
+        },
+        "musl": {
+            "x86_64": "x86_64-linux-musl",
+            "aarch64": "aarch64-linux-musl",
+            "arm": "arm-linux-musleabihf",
+        },
     }
 )
-_MUSL: Mapping[Machine, str] = MappingProxyType(
-    {
-        "x86_64": "x86_64-linux-musl",
-        "aarch64": "aarch64-linux-musl",
-        "arm": "arm-linux-musleabihf",
-    }
-)
+"""What is linked for, as the toolchain calls it."""
+
 _FLAGS = ("-std=c11", "-O2", "-g0", "-fvisibility=hidden", "-fPIC", "-pthread", f"-I{RUNTIME}")
 
 
@@ -86,55 +83,40 @@ class Parts:
         return self.folder / "model.c"
 
 
-def form_of(path: Path) -> Form:
-    """The form that a file's name asks for.
-
-    Raises:
-        ArtifactError: when its ending is none that a binary can have.
-    """
-    suffix = "" if path.suffix == ".exe" else path.suffix
-    if suffix not in SUFFIXES:
-        raise ArtifactError(
-            str(path),
-            f"expected a name that ends in .so, .a, .o or in nothing, got '{suffix}'",
-            "net.so is a shared library, net.a a static one, net.o an object, net an executable",
-        )
-    return SUFFIXES[suffix]
-
-
-def link(parts: Parts, form: Form, output: Path) -> None:
+def link(parts: Parts, form: Form, output: Path, libc: Libc) -> None:
     """Link a binary.
 
     Args:
         parts: the files.
-        form: what to make.
+        form: what to make; not the header, which needs no linker.
         output: file to write; it is replaced only when everything went well.
+        libc: the C library to use. Programs hold musl, and load glibc.
     """
-    linkers = {
-        "shared": _link_shared,
+    linkers: dict[Form, Callable[[Parts, Path, Libc], None]] = {
+        "so": _link_shared,
         "static": _link_static,
         "object": _link_object,
-        "executable": _link_executable,
+        "exe": _link_executable,
     }
-    linkers[form](parts, output.resolve())
+    linkers[form](parts, output.resolve(), libc)
 
 
 def link_kernels(folder: Path, output: Path) -> None:
     """Link ``kernels.o`` of a folder alone to a shared library, for measuring on this machine."""
     host: Machine = "x86_64"
-    machine = next((each for each in _GLIBC if each == host_machine()), host)
+    machine = next((each for each in _SYSTEMS["glibc"] if each == host_machine()), host)
     parts = Parts(folder, "kernels", machine)
-    _cc(parts, _GLIBC, ["kernels.o", "-shared", "-lm", "-o", str(output)])
+    _cc(parts, "glibc", ["kernels.o", "-shared", "-lm", "-o", str(output)])
 
 
-def _objects(parts: Parts) -> list[str]:
+def _objects(parts: Parts, libc: Libc) -> list[str]:
     """Compile the C files, unless an earlier link did."""
-    runtime = {f"{part}.o": _runtime_source(part) for part in parts.runtime}
-    objects = {"model.o": "model.c", **runtime}
+    sources = {"model": "model.c", **{part: _runtime_source(part) for part in parts.runtime}}
+    objects = {f"{name}-{libc}.o": source for name, source in sources.items()}
     for name, source in objects.items():
         if not (parts.folder / name).exists():
             flags = [*_FLAGS, f"-DSHOHIN_NAME={parts.name}"]
-            _cc(parts, _GLIBC, [*flags, "-c", source, "-o", name])
+            _cc(parts, libc, [*flags, "-c", source, "-o", name])
     return [*objects, parts.kernels.name]
 
 
@@ -142,11 +124,11 @@ def _runtime_source(part: str) -> str:
     return str(RUNTIME / f"shohin_{part}.c")
 
 
-def _link_shared(parts: Parts, output: Path) -> None:
-    objects = _objects(parts)
+def _link_shared(parts: Parts, output: Path, libc: Libc) -> None:
+    objects = _objects(parts, libc)
     (parts.folder / "exports.map").write_text(_exports(parts.name))
     flags = ["-shared", "-s", "-pthread", "-lm", "-Wl,--version-script=exports.map"]
-    _cc(parts, _GLIBC, [*objects, *flags, "-o", str(output)])
+    _cc(parts, libc, [*objects, *flags, "-o", str(output)])
 
 
 def _exports(name: str) -> str:
@@ -155,25 +137,26 @@ def _exports(name: str) -> str:
     return f"{{ global: {functions} local: *; }};\n"
 
 
-def _link_object(parts: Parts, output: Path) -> None:
-    _cc(parts, _GLIBC, ["-r", *_objects(parts), "-o", str(output)])
+def _link_object(parts: Parts, output: Path, libc: Libc) -> None:
+    _cc(parts, libc, ["-r", *_objects(parts, libc), "-o", str(output)])
 
 
-def _link_static(parts: Parts, output: Path) -> None:
+def _link_static(parts: Parts, output: Path, libc: Libc) -> None:
     output.unlink(missing_ok=True)
-    _zig(parts, ["ar", "rcsD", str(output), *_objects(parts)])
+    _zig(parts, ["ar", "rcsD", str(output), *_objects(parts, libc)])
 
 
-def _link_executable(parts: Parts, output: Path) -> None:
+def _link_executable(parts: Parts, output: Path, libc: Libc) -> None:
     sources = [_runtime_source(part) for part in (*parts.runtime, "npy", "main")]
-    flags = [*_FLAGS, f"-DSHOHIN_NAME={parts.name}", "-static", "-s", "-lm"]
+    flags = [*_FLAGS, f"-DSHOHIN_NAME={parts.name}", "-s", "-lm"]
+    flags += ["-static"] if libc == "musl" else []
     inputs = [parts.source.name, *sources, parts.kernels.name]
-    _cc(parts, _MUSL, [*inputs, *flags, "-o", str(output)])
+    _cc(parts, libc, [*inputs, *flags, "-o", str(output)])
 
 
-def _cc(parts: Parts, systems: Mapping[Machine, str], arguments: Sequence[str]) -> None:
+def _cc(parts: Parts, libc: Libc, arguments: Sequence[str]) -> None:
     """Run the C compiler for the system that the parts' processor runs."""
-    _zig(parts, ["cc", "-target", systems[parts.machine], *arguments])
+    _zig(parts, ["cc", "-target", _SYSTEMS[libc][parts.machine], *arguments])
 
 
 def _zig(parts: Parts, arguments: Sequence[str]) -> None:

@@ -52,6 +52,19 @@ def test_for_arm(shell, program, tmp_path) -> None:
     assert any(line.startswith("  weights") for line in rest)
 
 
+def test_the_form_by_an_option(shell, program, tmp_path) -> None:
+    file = tmp_path / "net.armv7"
+    done = shell("compile", program, "--target", "armv7", "--format", "exe", "-o", file)
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[0].endswith("bytes, executable for armv7")
+    assert file.stat().st_mode & 0o100
+    file = tmp_path / "net.musl"
+    done = shell("compile", program, "--format", "so", "--libc", "musl", "--json", "-o", file)
+    assert done.json()["header"] == str(tmp_path / "net.h")
+    done = shell("compile", program, "-o", tmp_path / "alone.h")
+    assert done.out.splitlines()[0].endswith("bytes, header for cpu")
+
+
 def test_model_with_passes_and_name(shell, net, tmp_path) -> None:
     file = tmp_path / "digits.o"
     options = ("--passes", "fold-bn", "--name", "digits", "--json")
@@ -63,7 +76,7 @@ def test_model_with_passes_and_name(shell, net, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "texts"),
     [
-        (["-o", "net.txt"], 2, ["expected a name that ends in .so, .a, .o or nothing"]),
+        (["-o", "net.txt"], 2, ["expected a name that ends in .so, .a, .o, .h or in nothing"]),
         (["-o", "/nowhere/net.so"], 7, ["there is no folder /nowhere"]),
         (["-o", "FOLDER"], 7, ["is a directory"]),
         (["--target", "gpu"], 2, ["unknown target 'gpu'", "did you mean 'cpu'?"]),
@@ -75,6 +88,8 @@ def test_model_with_passes_and_name(shell, net, tmp_path) -> None:
         (["--target", "arm{cpu=cortex-a71}"], 2, ["unknown cpu 'cortex-a71'", "'cortex-a72'"]),
         (["--target", "cpu, reference"], 2, ["expected one target"]),
         (["--target", "reference"], 7, ["the reference backend makes no machine code"]),
+        (["--format", "dll"], 2, ["expected so, static, object, exe or c-header, got 'dll'"]),
+        (["--libc", "bionic"], 2, ["libc: expected glibc or musl, got 'bionic'"]),
         (["--batch", "0"], 2, ["batch: expected 1 or more, got 0"]),
     ],
 )
@@ -106,6 +121,7 @@ def test_interruption_leaves_the_old_file(shell, program, tmp_path, monkeypatch)
 
 def test_failing_linker_leaves_no_half_file(shell, program, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.setattr("shohin.backends.tvm.link._GLIBC", "no-such-system")
+    systems = {"glibc": {"x86_64": "no-such-system"}}
+    monkeypatch.setattr("shohin.backends.tvm.link._SYSTEMS", systems)
     shell("compile", program, "-o", tmp_path / "net.so").fails(7, "linker", "zig cc failed")
     assert list(tmp_path.iterdir()) == []

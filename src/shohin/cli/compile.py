@@ -13,12 +13,12 @@ from shohin.progress import StepProgress
 if TYPE_CHECKING:
     from shohin.backends.base import Artifact, ArtifactInfo
 
-_FORMS = {
-    ".so": "shared library",
-    ".a": "static library",
-    ".o": "object file",
-    ".shohin": "program",
-    "": "executable",
+_NAMES = {
+    "so": "shared library",
+    "static": "static library",
+    "object": "object file",
+    "exe": "executable",
+    "c-header": "header",
 }
 
 
@@ -30,7 +30,7 @@ def compile_command(
             "-o",
             "--output",
             help="net.so is a shared library, net.a a static one, net.o an object, net an "
-            "executable.",
+            "executable, net.h the header alone.",
             show_default=False,
         ),
     ],
@@ -44,6 +44,22 @@ def compile_command(
             help="plain; or compressed: small in the file, made ready when it is first used.",
         ),
     ] = "plain",
+    form: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="FORM",
+            help="so, static, object, exe or c-header; by default what the output's name says.",
+        ),
+    ] = None,
+    libc: Annotated[
+        str | None,
+        typer.Option(
+            "--libc",
+            metavar="NAME",
+            help="glibc, or musl for systems like Alpine; an executable holds musl by default.",
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Name of the model and prefix of its C symbols.")
     ] = None,
@@ -63,43 +79,49 @@ def compile_command(
       shohin compile net.shohin --target "cpu{threads=2}" --batch 8 -o net.a
       shohin compile shohin.zoo:resnet20 --passes fold-bn -o resnet20
       shohin compile net.shohin --weights compressed -o net
+      shohin compile net.shohin --target "arm{cpu=cortex-a72}" --format exe -o net.arm
     """  # noqa: D301 - \b keeps typer from joining the lines
     from dataclasses import replace
 
     import shohin
     from shohin.backends.base import check_weight_form
+    from shohin.backends.tvm.forms import form_of
     from shohin.cli.loading import load_data, load_model
     from shohin.cli.outputs import check_form, check_output
 
     check_output(output)
-    check_form(output)
-    form = check_weight_form(weights)
+    check_form(output, form, libc)
+    weight_form = check_weight_form(weights)
     program = load_model(model, input_shape, load_data(data)).program
     program = replace(program, name=name) if name else program
     if passes:
         program = shohin.optimize(program, passes, drift=False, progress=True).program
     started = time.perf_counter()
     with StepProgress() as progress:
-        artifact = shohin.compile(program, target, batch=batch, weights=form, progress=progress)
+        artifact = shohin.compile(
+            program, target, batch=batch, weights=weight_form, progress=progress
+        )
     seconds = time.perf_counter() - started
-    artifact.save(output)
-    described = describe_output(artifact, output)
+    artifact.save(output, form=form, libc=libc)
+    described = describe_output(artifact, output, form)
     if as_json:
         show_json({**described, "compile_seconds": round(seconds, 3)})
         return
-    kind = _FORMS.get(output.suffix, "file")
+    kind = "program" if output.suffix == ".shohin" else _NAMES[form_of(output, form)]
     show(f"{output}: {described['bytes']:,} bytes, {kind} for {artifact.info.target}")
     show(lines(_facts(artifact, described, seconds)))
 
 
-def describe_output(artifact: "Artifact", path: Path) -> dict[str, Any]:
+def describe_output(artifact: "Artifact", path: Path, form: str | None) -> dict[str, Any]:
     """What was written, as plain values."""
+    from shohin.backends.tvm.forms import form_of
+
     info = artifact.info
-    header = path.with_suffix(".h")
+    alone = path.suffix == ".shohin" or form_of(path, form) in ("exe", "c-header")
     return {
         "path": str(path),
         "bytes": path.stat().st_size,
-        "header": str(header) if path.suffix in (".so", ".a", ".o") else None,
+        "header": None if alone else str(path.with_suffix(".h")),
         "target": info.target,
         "batch": info.batch,
         "inputs": {spec.name: spec.describe() for spec in info.inputs},

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from shohin.errors import ArtifactError, SpecError
+from shohin.errors import ArtifactError
 
 _HINT = "choose a folder that exists and that you may write to"
 
@@ -26,16 +26,21 @@ def check_output(path: Path | None) -> None:
         raise ArtifactError(str(path), "cannot be written: permission denied", _HINT)
 
 
-def check_form(path: Path) -> None:
-    """Refuse a name whose ending says no form of a compiled model.
+def check_form(path: Path, form: str | None, libc: str | None) -> None:
+    """Refuse a form of a compiled model, or a C library, that there is not.
+
+    Args:
+        path: the file, whose name may end in the form.
+        form: what is asked for otherwise.
+        libc: the C library; None where it does not matter.
 
     Raises:
-        SpecError: naming the endings there are.
+        SpecError: naming what there is.
     """
-    if path.suffix not in (".so", ".a", ".o", ".shohin", ""):
-        problem = f"expected a name that ends in .so, .a, .o or nothing, got '{path.suffix}'"
-        hint = "net.so is a shared library, net.a a static one, net.o an object, net an executable"
-        raise SpecError(str(path), problem, hint)
+    from shohin.backends.tvm.forms import form_of, libc_of
+
+    if path.suffix != ".shohin":
+        libc_of(form_of(path, form), libc)
 
 
 def check_library(file: str) -> None:

@@ -206,17 +206,20 @@ def test_load_of_a_saved_library(binary: Binary, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [("n.a", "static"), ("n.o", "object"), ("n", "executable")]
+    ("name", "libc"), [("n.a", None), ("n.o", None), ("n", None), ("n.so", "musl")]
 )
-def test_a_loaded_library_stays_one(binary: Binary, name: str, form: str, tmp_path: Path) -> None:
+def test_a_loaded_library_stays_one(
+    binary: Binary, name: str, libc: str | None, tmp_path: Path
+) -> None:
     loaded = Binary.load(binary.save(tmp_path / "net.so"))
     with pytest.raises(ArtifactError) as caught:
-        loaded.save(tmp_path / name)
+        loaded.save(tmp_path / name, libc=libc)
     assert str(caught.value) == (
-        f"{tmp_path / name}: a loaded shared library cannot become a {form} file; "
+        f"{tmp_path / name}: a loaded shared library cannot be linked anew; "
         "compile the program again"
     )
     assert not (tmp_path / name).exists()
+    assert loaded.save(tmp_path / "n.h").exists()
 
 
 @pytest.mark.parametrize("name", ["net.so", "net.a", "net"])

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from torch import nn
 
 from shohin.backends.tvm.binary import Binary
 from shohin.backends.tvm.compile import compile_program, symbol_prefix
-from shohin.backends.tvm.link import PUBLIC_FUNCTIONS, form_of
+from shohin.backends.tvm.forms import form_of, libc_of
+from shohin.backends.tvm.link import PUBLIC_FUNCTIONS
 from shohin.backends.tvm.target import CpuTarget
 from shohin.backends.tvm.trailer import read_trailer
-from shohin.errors import ArtifactError
+from shohin.errors import SpecError
 
 _CALLER = """
 #include "net.h"
@@ -77,11 +79,13 @@ def image() -> Array:
 @pytest.mark.parametrize(
     ("name", "form"),
     [
-        ("net.so", "shared"),
+        ("net.so", "so"),
         ("a.b/net.a", "static"),
         ("net.o", "object"),
-        ("net", "executable"),
-        ("a.b/net", "executable"),
+        ("net.h", "c-header"),
+        ("net.exe", "exe"),
+        ("net", "exe"),
+        ("a.b/net", "exe"),
     ],
 )
 def test_form(name: str, form: str) -> None:
@@ -90,12 +94,65 @@ def test_form(name: str, form: str) -> None:
 
 @pytest.mark.parametrize(("name", "suffix"), [("net.dll", ".dll"), ("net.so.1", ".1")])
 def test_form_of_another_ending(name: str, suffix: str) -> None:
-    with pytest.raises(ArtifactError) as caught:
+    with pytest.raises(SpecError) as caught:
         form_of(Path(name))
     assert str(caught.value) == (
-        f"{name}: expected a name that ends in .so, .a, .o or in nothing, got '{suffix}'; "
-        "net.so is a shared library, net.a a static one, net.o an object, net an executable"
+        f"{name}: expected a name that ends in .so, .a, .o, .h or in nothing, got '{suffix}'; "
+        "net.so is a shared library, net.a a static one, net.o an object, net an executable, "
+        "net.h the header; or say which by the format"
     )
+    assert form_of(Path(name), "static") == "static"
+
+
+def test_unknown_forms_and_libraries() -> None:
+    with pytest.raises(SpecError) as caught:
+        form_of(Path("net.so"), "sos")
+    assert str(caught.value) == (
+        "format: expected so, static, object, exe or c-header, got 'sos'; did you mean 'so'?"
+    )
+    with pytest.raises(SpecError, match=r"^libc: expected glibc or musl, got 'uclibc'$"):
+        libc_of("exe", "uclibc")
+
+
+def test_c_libraries_by_default() -> None:
+    assert libc_of("exe") == "musl"
+    assert libc_of("exe", "glibc") == "glibc"
+    assert libc_of("so") == "glibc"
+
+
+def needed(path: Path) -> set[str]:
+    """Libraries that a file loads."""
+    found = re.findall(rb"\0(lib(?:c|m|pthread)\.[\w.]+|ld-[\w.-]+)(?=\0)", path.read_bytes())
+    return {name.decode() for name in found}
+
+
+def test_what_is_loaded(binary: Binary, image: Array, tmp_path: Path) -> None:
+    static = binary.save(tmp_path / "a", form="exe")
+    loading = binary.save(tmp_path / "b.bin", form="exe", libc="glibc")
+    shared = binary.save(tmp_path / "c.so")
+    musl = binary.save(tmp_path / "d", form="so", libc="musl")
+    assert needed(static) == set()
+    assert "libc.so.6" in needed(loading)
+    assert "libc.so.6" in needed(shared)
+    assert needed(musl) == {"libc.so"}
+    assert (tmp_path / "d.h").exists()
+    np.save(tmp_path / "x.npy", image)
+    said = {_said(path, tmp_path / "x.npy") for path in (static, loading)}
+    assert len(said) == 1
+    for path in (static, loading, shared, musl):
+        assert read_trailer(path)["name"] == "net"
+
+
+def _said(program: Path, image: Path) -> str:
+    return subprocess.run([program, image], check=True, capture_output=True, text=True).stdout
+
+
+def test_the_header_alone(binary: Binary, tmp_path: Path) -> None:
+    binary.save(tmp_path / "net.h")
+    binary.save(tmp_path / "other.txt", form="c-header")
+    assert "SHOHIN_DECLARE_MODEL(net)" in (tmp_path / "net.h").read_text()
+    assert (tmp_path / "net.h").read_text() == (tmp_path / "other.txt").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"net.h", "other.txt"}
 
 
 @pytest.mark.parametrize(
