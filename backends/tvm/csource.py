@@ -162,13 +162,15 @@ def _model(
     plan: Plan, names: SourceNames, metadata: dict[str, Json], batch: int, weights: Weights
 ) -> str:
     tools = cast("dict[str, str]", metadata["tools"])
+    # Steps have functions of their own; all about them is in the trailer.
+    described = {name: value for name, value in metadata.items() if name != "steps"}
     info = {
         "abi_version": "SHOHIN_ABI_VERSION",
         "name": _text(names.model),
         "version": _text(tools["shohin"]),
         "target": _text(str(metadata["target"])),
         "content_hash": _text(str(metadata["content_hash"])),
-        "metadata": _text(json.dumps(metadata, sort_keys=True)),
+        "metadata": _text(json.dumps(described, sort_keys=True)),
         "input_count": len(plan.inputs),
         "output_count": len(plan.outputs),
         "inputs": "inputs",

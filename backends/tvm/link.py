@@ -46,7 +46,11 @@ _SYSTEMS: Mapping[Libc, Mapping[Machine, str]] = MappingProxyType(
 )
 """What is linked for, as the toolchain calls it."""
 
-_FLAGS = ("-std=c11", "-O2", "-g0", "-fvisibility=hidden", "-fPIC", "-pthread", f"-I{RUNTIME}")
+_FLAGS = ("-std=c11", "-g0", "-fvisibility=hidden", "-fPIC", "-pthread", f"-I{RUNTIME}")
+# Tables for unwinding the stack would be a tenth of a small program; C has no exceptions.
+_LEAN = ("-ffunction-sections", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables")
+_FAST, _SMALL = "-O2", "-Os"
+_DROP_UNUSED = "-Wl,--gc-sections"
 
 
 @dataclass(frozen=True)
@@ -115,9 +119,13 @@ def _objects(parts: Parts, libc: Libc) -> list[str]:
     objects = {f"{name}-{libc}.o": source for name, source in sources.items()}
     for name, source in objects.items():
         if not (parts.folder / name).exists():
-            flags = [*_FLAGS, f"-DSHOHIN_NAME={parts.name}"]
-            _cc(parts, libc, [*flags, "-c", source, "-o", name])
+            _compile(parts, libc, source, name, _FAST)
     return [*objects, parts.kernels.name]
+
+
+def _compile(parts: Parts, libc: Libc, source: str, output: str, optimise: str) -> None:
+    flags = [*_FLAGS, *_LEAN, optimise, f"-DSHOHIN_NAME={parts.name}"]
+    _cc(parts, libc, [*flags, "-c", source, "-o", output])
 
 
 def _runtime_source(part: str) -> str:
@@ -127,7 +135,7 @@ def _runtime_source(part: str) -> str:
 def _link_shared(parts: Parts, output: Path, libc: Libc) -> None:
     objects = _objects(parts, libc)
     (parts.folder / "exports.map").write_text(_exports(parts.name))
-    flags = ["-shared", "-s", "-pthread", "-lm", "-Wl,--version-script=exports.map"]
+    flags = ["-shared", "-s", "-pthread", "-lm", _DROP_UNUSED, "-Wl,--version-script=exports.map"]
     _cc(parts, libc, [*objects, *flags, "-o", str(output)])
 
 
@@ -147,11 +155,14 @@ def _link_static(parts: Parts, output: Path, libc: Libc) -> None:
 
 
 def _link_executable(parts: Parts, output: Path, libc: Libc) -> None:
-    sources = [_runtime_source(part) for part in (*parts.runtime, "npy", "main")]
-    flags = [*_FLAGS, f"-DSHOHIN_NAME={parts.name}", "-s", "-lm"]
+    objects = _objects(parts, libc)
+    for part in ("npy", "main"):
+        objects.append(f"{part}-{libc}.o")
+        _compile(parts, libc, _runtime_source(part), objects[-1], _SMALL)
+    # The C library is built by the same flags.
+    flags = [*_LEAN, _SMALL, "-s", "-pthread", "-lm", _DROP_UNUSED]
     flags += ["-static"] if libc == "musl" else []
-    inputs = [parts.source.name, *sources, parts.kernels.name]
-    _cc(parts, libc, [*inputs, *flags, "-o", str(output)])
+    _cc(parts, libc, [*objects, *flags, "-o", str(output)])
 
 
 def _cc(parts: Parts, libc: Libc, arguments: Sequence[str]) -> None:
