@@ -9,19 +9,19 @@ from typing import Any
 from tables import Table, save
 
 _FIXED = "fixed-point"
-_SIX = "fixed-point{weights=6 fc_weights=6 by_channel=true}"
+_RATIO = "fixed-point{ternary=ratio}"
 OURS: Mapping[str, tuple[str, str]] = {
     "float": ("", ""),
     "ternary": ("layer", ""),
     "int8": ("", _FIXED),
     "ternary int8": ("layer", _FIXED),
-    "ternary int8 of 6 bits": ("layer", _SIX),
+    "ternary int8 by ratio": ("layer", _RATIO),
     "ternary int8 by row": ("row", _FIXED),
 }
 """What values ternary weights have, and what follows, by the name of what comes out.
 
-By layer are the two values that trained layers have; by row is one for each output. Of six bits are
-values that leave room to add several products in 16 bits.
+By layer are the two values that trained layers have; by row is one for each output. By ratio, the
+two are small integers times factors, which leaves room to add many products in 16 bits.
 """
 
 _SKEW = 1.2
@@ -68,7 +68,7 @@ def measure_convolutions(rounds: int, budget: float) -> None:
         rows.append({"channels": channels, "size": size, "milliseconds": times})
         print(rows[-1], flush=True)
     headings = (
-        "layer", *OURS, "float / ternary", "int8 / ternary", "int8 / of 6 bits", "int8 / by row",
+        "layer", *OURS, "float / ternary", "int8 / ternary", "int8 / by ratio", "int8 / by row",
     )  # fmt: skip
     table = Table("3 x 3 convolutions, batch 1, one thread, milliseconds", headings)
     for row in rows:
@@ -78,7 +78,7 @@ def measure_convolutions(rounds: int, budget: float) -> None:
             *(f"{times[name]:.4f}" for name in OURS),
             f"{times['float'] / times['ternary']:.2f}",
             f"{times['int8'] / times['ternary int8']:.2f}",
-            f"{times['int8'] / times['ternary int8 of 6 bits']:.2f}",
+            f"{times['int8'] / times['ternary int8 by ratio']:.2f}",
             f"{times['int8'] / times['ternary int8 by row']:.2f}",
         )
     save("ternary_convolutions", rows, [table])

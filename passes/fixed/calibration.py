@@ -142,7 +142,8 @@ class Calibration:
         bits: the width of a site's integers.
         prepare: rounds the weights of a site's layer; called before its results are looked at.
         correct: is told what the results of a site's layer lack on the mean, `[outputs]`, before
-            their format is chosen; None where nobody wants to know.
+            their format is chosen.
+        corrects: whether it wants to know that of a site.
         squared: whether formats are those of the least squared errors, not of absolute ones.
         common: one fractional length for all maps of so many bits, by width; empty for one each.
     """
@@ -154,7 +155,8 @@ class Calibration:
     bits: Callable[[Site], int]
     prepare: Callable[[Site], None]
     progress: Callable[[int, int, str], None]
-    correct: Callable[[Site, Tensor], None] | None = None
+    correct: Callable[[Site, Tensor], None]
+    corrects: Callable[[Site], bool]
     squared: bool = False
     common: Mapping[int, int] = field(default_factory=dict)
     spreads: Mapping[str, Spread] = field(default_factory=dict)
@@ -174,7 +176,7 @@ class Calibration:
             self.progress(done, len(self.graph.sites), f"format of {site.source}")
             check_summands(site)
             self.prepare(site)
-            if self.correct is not None and isinstance(site.form, Weighted):
+            if isinstance(site.form, Weighted) and self.corrects(site):
                 self.correct(site, self._mean_lack(site, fixed, original))
             found[site] = self._choose(site, fixed, original)
             settle(self.graph, site, found[site].format)

@@ -50,6 +50,7 @@ class Job:
         rounding: of feature maps.
         static: whether one radix serves all weights, and one all feature maps.
         by_channel: whether each output of a weight has a radix of its own.
+        by_ratio: whether the values of ternary weights become small integers times factors.
         correct_bias: whether biases make up for mean errors.
         squared: whether formats of feature maps are those of the least squared errors.
         context: of the pass.
@@ -64,6 +65,7 @@ class Job:
     rounding: Rounding
     static: bool
     by_channel: bool
+    by_ratio: bool
     correct_bias: bool
     squared: bool
     context: Context
@@ -90,7 +92,7 @@ class Job:
             return widths.get(found.name, self.weight_bits(found))
 
         common = common_weight_fractions(graph, bits) if self.static else {}
-        rounder = Rounder(graph, bits, self.by_channel, common)
+        rounder = Rounder(graph, bits, self.by_channel, common, self.by_ratio)
         calibration = Calibration(
             graph=graph,
             original=self.original,
@@ -99,7 +101,8 @@ class Job:
             bits=self.map_bits,
             prepare=rounder.prepare,
             progress=context.progress,
-            correct=rounder.correct if self.correct_bias else None,
+            correct=rounder.correct,
+            corrects=lambda site: self.correct_bias or rounder.has_ratio(site),
             squared=self.squared,
         )
         if self.static:
@@ -137,7 +140,7 @@ def choose_widths_of(job: Job, most_drop: float, evaluations: Evaluations) -> di
 
     def alone(name: str, bits: int) -> float:
         free, rounder = tensor_of(job.original.module, name).detach(), start.rounder
-        held = rounder.formats[name].bits
+        held = rounder.formats[name].wanted
         rounder.round_again(name, bits, free)
         found = float(evaluate(start.graph.program.module))
         rounder.round_again(name, held, free)
@@ -150,7 +153,7 @@ def choose_widths_of(job: Job, most_drop: float, evaluations: Evaluations) -> di
         return float(evaluate(made.graph.program.module))
 
     layers = [
-        Width(name, tensor_of(job.original.module, name).numel(), made.bits)
+        Width(name, tensor_of(job.original.module, name).numel(), made.wanted)
         for name, made in start.rounder.formats.items()
     ]
     reference = float(evaluate(job.original.module))

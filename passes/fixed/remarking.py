@@ -29,6 +29,7 @@ def remark(fixed: Fixed, before: Cost, after: Program, context: Context) -> None
         if isinstance(site.form, Weighted):
             _remark_layer(site, before, after, context)
             _remark_lost(site, fixed, context)
+            _remark_ratio(site, fixed, context)
         if isinstance(site.form, Average):
             _remark_sums(site, largest_window(site), context)
 
@@ -72,6 +73,16 @@ def _remark_layer(
         figures={"weight_fractions": [*fractions], "largest_sum": largest},
     )
     _remark_sums(site, largest, context)
+
+
+def _remark_ratio(site: Site, fixed: Fixed, context: Context) -> None:
+    """Say by which small integers the values of a ternary weight are replaced."""
+    name = str(weight_name(argument(site.node, "weight")))
+    ratio = fixed.rounder.ratios.get(name)
+    if ratio is not None:
+        pair = f"{ratio.positive} : {ratio.negative}"
+        text = f"{name}: values whose ratio is {ratio.wanted:.4g} are {pair}, times factors"
+        context.noted("ratio", text, positive=ratio.positive, negative=ratio.negative)
 
 
 def _remark_lost(site: Site, fixed: Fixed, context: Context) -> None:

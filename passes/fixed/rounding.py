@@ -10,9 +10,11 @@ from torch import Tensor
 from shohin.ir.encodings import Encoding
 from shohin.ir.fixed_point import FRACTIONS, quantize
 from shohin.ir.program import encoding_of, tensor_of, tied_names
+from shohin.ir.ternary import Ternary
 from shohin.passes.fixed.forms import Average, Weighted
 from shohin.passes.fixed.fractions import channel_fractions, fitting_fraction, weight_fraction
 from shohin.passes.fixed.graph import FixedGraph, Site
+from shohin.passes.fixed.ratios import Ratio
 from shohin.passes.fixed.stored import encoded, rounded_weight
 from shohin.passes.fixed.sums import format_of
 from shohin.passes.patterns import argument, weight_name
@@ -32,10 +34,12 @@ class WeightFormat:
     Attributes:
         bits: their width.
         fractions: fractional lengths, one for all or one for each output.
+        wanted: the width that was asked for.
     """
 
     bits: int
     fractions: tuple[int, ...]
+    wanted: int
 
 
 @dataclass(eq=False)
@@ -47,14 +51,18 @@ class Rounder:
         bits: width of the integers of a weight, by its name.
         by_channel: whether each output has a fractional length of its own.
         common: one fractional length for all weights of so many bits, by width; empty for one each.
+        by_ratio: whether the values of ternary weights become small integers times factors.
     """
 
     graph: FixedGraph
     bits: Callable[[str], int]
     by_channel: bool
     common: Mapping[int, int]
+    by_ratio: bool = False
     formats: dict[str, WeightFormat] = field(default_factory=dict)
     limits: dict[str, list[int]] = field(default_factory=dict)
+    readers: dict[str, Site] = field(default_factory=dict)
+    ratios: dict[str, Ratio] = field(default_factory=dict)
     encodings: dict[str, Encoding] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
 
@@ -80,6 +88,11 @@ class Rounder:
             lack: `[outputs]`, what its results lack on the mean.
         """
         self._round_bias(site, lack)
+
+    def has_ratio(self, site: Site) -> bool:
+        """Whether the values of the weight of a site's layer have become small integers."""
+        name = weight_name(argument(site.node, "weight"))
+        return name is not None and self._names(name)[0] in self.ratios
 
     def round_again(self, name: str, bits: int, free: Tensor) -> None:
         """Round a weight to another width, and the biases of its layers to the radix that it gives.
@@ -108,6 +121,7 @@ class Rounder:
         first = self._names(name)[0]
         if first not in self.formats:
             self.limits[first] = self._most(site)
+            self.readers[first] = site
             self.formats[first] = self._choose(first, self.bits(first), self.limits[first])
         found = self.formats[first]
         self._set(site, "weight_fractions", [*found.fractions])
@@ -129,6 +143,9 @@ class Rounder:
     def _choose(self, name: str, bits: int, most: Sequence[int]) -> WeightFormat:
         program = self.graph.program
         weight, stored = tensor_of(program.module, name), encoding_of(program, name)
+        ratio = self._ratio(name, stored) if self.by_ratio else None
+        if ratio is not None:
+            return self._choose_factors(name, ratio, bits, most)
         for by_channel in dict.fromkeys((self.by_channel, False)):
             fractions = self._fractions(weight, bits, by_channel, most)
             rounded = rounded_weight(weight, bits, fractions)
@@ -140,7 +157,26 @@ class Rounder:
         with torch.no_grad():
             weight.copy_(rounded)
         self.encodings |= dict.fromkeys(self._names(name), encoding)
-        return WeightFormat(bits, fractions)
+        return WeightFormat(bits, fractions, bits)
+
+    def _ratio(self, name: str, stored: Encoding) -> Ratio | None:
+        """What a weight is made of; None where there is no bias to make up for the change."""
+        biased = weight_name(argument(self.readers[name].node, "bias")) is not None
+        return Ratio.of(stored) if biased and isinstance(stored, Ternary) else None
+
+    def _choose_factors(
+        self, name: str, ratio: Ratio, wanted: int, most: Sequence[int]
+    ) -> WeightFormat:
+        weight = tensor_of(self.graph.program.module, name)
+        data = format_of(argument(self.readers[name].node, "input"))
+        bits = ratio.bits(wanted, data.bits)
+        fractions = self._fractions(weight, bits, self.by_channel, most)
+        encoding = ratio.rounded(bits, fractions)
+        with torch.no_grad():
+            weight.copy_(encoding.materialise())
+        self.encodings |= dict.fromkeys(self._names(name), encoding)
+        self.ratios[name] = ratio
+        return WeightFormat(bits, fractions, wanted)
 
     def _fractions(
         self, weight: Tensor, bits: int, by_channel: bool, most: Sequence[int]

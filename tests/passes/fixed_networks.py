@@ -1,6 +1,7 @@
 """Networks that the tests of fixed point round, and how."""
 
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -9,6 +10,9 @@ from torch.nn import functional
 import shohin
 from shohin.errors import ShohinWarning
 from shohin.ir.capture import capture
+from shohin.ir.encodings import Dense
+from shohin.ir.program import Stage
+from shohin.ir.ternary import Ternary
 
 
 class Residual(nn.Module):
@@ -69,3 +73,43 @@ class Chain(nn.Module):
 def mean_error(program, found, x):
     with torch.no_grad():
         return float((found.module(x) - program.module(x)).abs().mean())
+
+
+class Small(nn.Module):
+    """A convolution and a linear map behind a ReLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
+
+
+def codes_like(weight, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-1, 2, weight.shape, generator=generator).to(torch.int8)
+
+
+def ternary_network(pairs=None, rows=None, module=Small):
+    """A network all of whose weights are ternary.
+
+    Args:
+        pairs: gives the scales of a weight of so many rows; 0.3 and 0.2 by default.
+        rows: gives multipliers of so many rows, or None.
+        module: makes the network.
+    """
+    program = network(module)
+    encodings = {}
+    for name, tensor in program.module.named_parameters():
+        if name.endswith("weight"):
+            scales = torch.tensor([0.3, 0.2]) if pairs is None else pairs(len(tensor))
+            factors = None if rows is None else rows(len(tensor))
+            encodings[name] = Ternary(codes_like(tensor), Dense(scales), factors)
+            with torch.no_grad():
+                tensor.copy_(encodings[name].materialise())
+    return replace(program, encodings=encodings, stage=Stage.ANNOTATED)
+
+
+def various(count):
+    return torch.linspace(-0.9, 1.1, count)

@@ -4,61 +4,21 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fixed_networks import fixed, images, network
+from fixed_networks import fixed, images, ternary_network, various
 from torch import nn
 from torch.nn import functional
 
 import shohin
-from shohin.ir.encodings import Dense, same_bits
+from shohin.ir.encodings import same_bits
 from shohin.ir.fixed_ops import fixed_conv2d, fixed_linear
 from shohin.ir.fixed_point import FixedPoint
-from shohin.ir.program import Stage, tensor_of
+from shohin.ir.program import tensor_of
 from shohin.ir.serialise import load_program, save_program
 from shohin.ir.ternary import Ternary
 from shohin.ir.verifier import verify
 from shohin.passes.fixed.stored import can_encode, encoded, is_trainable
 from shohin.passes.patterns import argument
 from shohin.passes.remarks import Reason
-
-
-class Small(nn.Module):
-    """A convolution and a linear map behind a ReLU."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
-
-    def forward(self, x):
-        return self.head(torch.relu(self.conv(x)).mean((2, 3)))
-
-
-def codes_like(weight, seed=3):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(-1, 2, weight.shape, generator=generator).to(torch.int8)
-
-
-def ternary_network(pairs=None, rows=None, module=Small):
-    """A network all of whose weights are ternary.
-
-    Args:
-        pairs: gives the scales of a weight of so many rows; 0.3 and 0.2 by default.
-        rows: gives multipliers of so many rows, or None.
-        module: makes the network.
-    """
-    program = network(module)
-    encodings = {}
-    for name, tensor in program.module.named_parameters():
-        if name.endswith("weight"):
-            scales = torch.tensor([0.3, 0.2]) if pairs is None else pairs(len(tensor))
-            factors = None if rows is None else rows(len(tensor))
-            encodings[name] = Ternary(codes_like(tensor), Dense(scales), factors)
-            with torch.no_grad():
-                tensor.copy_(encodings[name].materialise())
-    return replace(program, encodings=encodings, stage=Stage.ANNOTATED)
-
-
-def various(count):
-    return torch.linspace(-0.9, 1.1, count)
 
 
 def check(before, after, bits=8):

@@ -27,6 +27,8 @@ CODES = 4
 CODE_BITS = 2
 
 _LEAST_TABLE = 16
+_SWAPPED = np.array([0, 2, 1, 0], np.uint8)
+"""Codes of what is above zero for what is below, and the other way round."""
 _LOW_CODES, _LOW_HALVES = 0x03030303, 0x0F0F0F0F
 
 
@@ -37,7 +39,8 @@ class TernaryWeights:
     Attributes:
         codes: uint8 ``[O, ...]``, 0, 1 and 2.
         values: int64 ``[O, 2]``, what 1 and 2 stand for.
-        factors: int64 ``[O]``, what sums of products with `values` are multiplied by.
+        factors: int64 ``[O]``, what sums of products with `values` are multiplied by; of either
+            sign.
     """
 
     codes: NDArray[np.uint8]
@@ -56,7 +59,17 @@ class TernaryWeights:
             return None
         values = np.stack([highest, lowest], 1).astype(np.int64)
         codes = (above + 2 * below).astype(np.uint8).reshape(weight.shape)
-        return cls(codes, *(_common_pair(values) or (values, np.ones(len(values), np.int64))))
+        found = _common_pair(values)
+        if found is None:
+            return cls(codes, values, np.ones(len(values), np.int64))
+        pairs, factors = found
+        swapped = (factors < 0).reshape(-1, *[1] * (codes.ndim - 1))
+        return cls(np.where(swapped, _SWAPPED[codes], codes), pairs, factors)
+
+    @property
+    def largest(self) -> int:
+        """The largest absolute value that products are formed with."""
+        return int(np.abs(self.values).max(initial=0))
 
     @property
     def scaled(self) -> bool:
@@ -92,15 +105,26 @@ def _common_pair(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Two integers that those of all rows are multiples of, and the multiples; None without such.
 
-    A row that lacks one of them, or both, has any multiple of it.
+    A row that lacks one of them, or both, has any multiple of it. Multiples below zero are of the
+    same integers, but in the other order: what is above zero is a multiple of what is below.
     """
     full = values[(values != 0).all(1)]
     pair = full[0] // np.gcd(*full[0]) if len(full) else np.array([1, -1])
-    quotients = values // pair
-    factors = quotients.max(1)
-    if not np.array_equal(np.where(values != 0, factors[:, None] * pair, 0), values):
+    ahead, found_ahead = _multiples(values, pair)
+    behind, found_behind = _multiples(values, -pair[::-1])
+    if not (found_ahead | found_behind).all():
         return None
+    factors = np.where(found_ahead, ahead, -behind)
     return np.tile(pair, (len(values), 1)), np.where(factors == 0, 1, factors)
+
+
+def _multiples(
+    values: NDArray[np.int64], pair: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """What each row is as a multiple of a pair, and which rows are multiples."""
+    factors = (values // pair).max(1)
+    expected = np.where(values != 0, factors[:, None] * pair, 0)
+    return factors, (expected == values).all(1)
 
 
 def most_chained(unit: DotUnit, largest: int) -> int:

@@ -1,10 +1,12 @@
 """Planning of fixed-point layers whose weights are ternary: two bits each where that pays."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import cast
 
 import numpy as np
+import torch
 
+from shohin.backends.tvm.kernels.dots import DotUnit, unit_of
 from shohin.backends.tvm.kernels.emit import Kernel
 from shohin.backends.tvm.kernels.fixed_conv2d import FixedConv2d, conv_chain
 from shohin.backends.tvm.kernels.fixed_linear import FixedLinear as LinearKernel
@@ -59,11 +61,13 @@ def place_ternary_convolution(
     ternary = TernaryWeights.of(weight)
     if ternary is None:
         return False
-    if not fits(plain):
-        planner.note(op.label, "ternary, but there is no such kernel: bytes")
+    narrow = replace(plain, unit=_unit(planner, op, ternary, plain.unit), weight_type="int8")
+    if not fits(narrow):
+        planner.note(op.label, "ternary, but there is no such kernel: integers as they are")
         return False
-    kernel = _ternary_convolution(planner, plain, ternary)
-    if not _pays(planner, op.label, (plain, kernel), weight.size >= _CACHED):
+    kernel = _ternary_convolution(planner, narrow, ternary)
+    by_default = weight.size >= _CACHED or narrow.unit != plain.unit
+    if not _pays(planner, op.label, (plain, kernel), by_default):
         return False
     kernel = planner.choose(kernel, timed=True)
     codes = planner.constant(lambda: kernel.pack(ternary.codes))
@@ -84,7 +88,7 @@ def _ternary_convolution(
     planner: Planner, plain: FixedConv2d, ternary: TernaryWeights
 ) -> FixedTernaryConv2d:
     unit, small = plain.unit, ternary.unscaled()
-    longest = most_chained(unit, int(np.abs(small).max(initial=0)))
+    longest = most_chained(unit, ternary.largest)
     chain = longest if longest >= LONG_CHAIN else conv_chain(unit, small, plain.signed)
     same = {one.name: getattr(plain, one.name) for one in fields(plain)}
     changed = {"chain": chain, "last_channels": 0}
@@ -111,23 +115,25 @@ def place_ternary_linear(
     ternary = TernaryWeights.of(weight)
     if ternary is None:
         return False
-    if plain.wide or not plain.unit.looks_up:
+    unit = _unit(planner, op, ternary, plain.unit)
+    if plain.wide or not unit.looks_up:
         planner.note(op.label, "ternary, but there is no such kernel: integers as they are")
         return False
-    longest = most_chained(plain.unit, int(np.abs(ternary.values).max(initial=0)))
+    longest = most_chained(unit, ternary.largest)
     kernel = FixedTernaryLinear(
         plain.rows,
         plain.depth,
         plain.columns,
-        plain.unit,
+        unit,
         plain.signed,
         plain.result,
-        dot_tile_options(plain.unit, plain.rows)[0],
+        dot_tile_options(unit, plain.rows)[0],
         chain=chain_of(longest),
         scaled=ternary.scaled,
         steps=plain.steps,
     )
-    if not _pays(planner, op.label, (plain, kernel), plain.rows <= _FEW_ROWS):
+    by_default = plain.rows <= _FEW_ROWS or unit != plain.unit
+    if not _pays(planner, op.label, (plain, kernel), by_default):
         return False
     kernel = planner.choose(kernel, timed=True)
     codes = planner.constant(lambda: kernel.pack(ternary.codes))
@@ -143,6 +149,21 @@ def place_ternary_linear(
     return True
 
 
+def _unit(
+    planner: Planner,
+    op: FixedConvolution | FixedLinear,
+    ternary: TernaryWeights,
+    plain: DotUnit,
+) -> DotUnit:
+    """Instructions for the codes: those for bytes, even if the integers of the weight are wider.
+
+    Products are formed with small integers where those of all rows are multiples of two.
+    """
+    if op.x.dtype == torch.int8 and ternary.largest <= np.iinfo(np.int8).max:
+        return unit_of(planner.target, words=False)
+    return plain
+
+
 def _pays(planner: Planner, label: str, kernels: tuple[Kernel, Kernel], default: bool) -> bool:
     """Whether codes are to be used instead of bytes; a note says what was measured.
 
@@ -156,12 +177,19 @@ def _pays(planner: Planner, label: str, kernels: tuple[Kernel, Kernel], default:
     times = [planner.tuner.milliseconds(kernel) for kernel in chosen]
     known = [time for time in times if time is not None]
     if len(known) < len(times):
-        text = "weights of two bits" if default else "ternary, as bytes"
+        width = "words" if _is_wide(kernels[0]) else "bytes"
+        text = "weights of two bits" if default else f"ternary, as {width}"
         planner.note(label, f"estimated: {text}")
         return default
     plain, codes = known
-    planner.note(label, f"measured: bytes {plain:.3f} ms, two bits {codes:.3f} ms")
+    width = "words" if _is_wide(kernels[0]) else "bytes"
+    planner.note(label, f"measured: {width} {plain:.3f} ms, two bits {codes:.3f} ms")
     return codes <= plain * _SLOWER
+
+
+def _is_wide(kernel: Kernel) -> bool:
+    """Whether a kernel's weights take more than a byte each."""
+    return getattr(kernel, "weight_type", "int8") == "int16"
 
 
 def _ternary_places(

@@ -303,6 +303,17 @@ def test_what_is_ternary():
         assert np.array_equal(TernaryWeights.of(again.astype(np.int8)).codes, one.codes)
 
 
+def test_rows_of_either_sign_have_the_same_two_integers():
+    """What is above zero in one row is a multiple of what is below in the other."""
+    weight = np.array([[6, 0, -4], [-9, 0, 6], [0, 1400, -2100], [-3, 0, 0], [0, 0, 2]], np.int16)
+    found = TernaryWeights.of(weight)
+    assert found.values.tolist() == [[3, -2]] * 5
+    assert found.factors.tolist() == [2, -3, -700, -1, -1]
+    assert found.largest == 3
+    assert np.array_equal(found.unscaled().astype(np.int64) * found.factors[:, None], weight)
+    assert TernaryWeights.of(np.array([[6, -4], [-9, 7]], np.int16)).largest == 9
+
+
 def test_four_codes_share_a_byte():
     codes = np.array([[1, 0], [2, 0], [0, 1], [2, 2]], np.uint8)
     assert packed(codes, 0).tolist() == [0b10_00_10_01, 0b10_01_00_00]

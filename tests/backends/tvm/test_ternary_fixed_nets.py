@@ -89,7 +89,17 @@ def all_packed(monkeypatch):
     monkeypatch.setattr(place_fixed_ternary, "_CACHED", 0)
 
 
-OPTIONS = ["", "weights=4", "weights=2 by_channel=true", "by_channel=true", "data=16", "weights=12"]
+OPTIONS = [
+    "",
+    "weights=4",
+    "weights=2 by_channel=true",
+    "by_channel=true",
+    "data=16",
+    "weights=12",
+    "ternary=ratio",
+    "ternary=ratio by_channel=true",
+    "ternary=ratio data=16",
+]
 
 
 @pytest.mark.usefixtures("all_packed")
@@ -113,16 +123,39 @@ def check(program, target, **how):
 def test_every_bit_on_other_processors(arch, weights, monkeypatch):
     if problem := avx_vnni.allow(monkeypatch, arch):
         pytest.skip(problem)
-    check(fixed_program(), CpuTarget(arch, threads=2, tune="off"), weights=weights)
+    for options in ("", "ternary=ratio"):
+        program = fixed_program(options)
+        check(program, CpuTarget(arch, threads=2, tune="off"), weights=weights)
 
 
 @pytest.mark.usefixtures("all_packed")
 @EMULATED
+@pytest.mark.parametrize("options", ["", "ternary=ratio"])
 @pytest.mark.parametrize("target", ["arm", "arm{cpu=neoverse-n1}", "armv7"])
-def test_every_bit_on_emulated_arm(target, tmp_path):
-    program, x = fixed_program(), images(20)
+def test_every_bit_on_emulated_arm(target, options, tmp_path):
+    program, x = fixed_program(options), images(20)
     with torch.no_grad():
         assert torch.equal(run_emulated(program, target, [x], tmp_path), program.module(x))
+
+
+def test_small_integers_are_used_where_weights_are_multiples():
+    """Of twelve bits, and yet products are those of bytes, many of them added in 16 bits."""
+    calls, _ = plan_calls(fixed_program("ternary=ratio"), AVX2)
+    kernels = [call.kernel for call in calls]
+    layers = [one for one in kernels if isinstance(one, (FixedTernaryConv2d, FixedTernaryLinear))]
+    assert len(layers) == 5
+    for layer in layers:
+        assert layer.unit.name == "maddubs"
+        assert layer.scaled
+        # 8 : 5 is nearest to 0.11 : 0.07; of these, 15 products of two fit.
+        assert layer.chain == (15 if isinstance(layer, FixedTernaryConv2d) else 4)
+    assert {call.note for call in calls if call.kernel in layers} == {
+        "estimated: weights of two bits"
+    }
+    words, _ = plan_calls(fixed_program("ternary=ratio data=16"), AVX2)
+    assert not [one for one in words if isinstance(one.kernel, FixedTernaryConv2d)]
+    notes = {call.note for call in words if call.note}
+    assert notes == {"ternary, but there is no such kernel: integers as they are"}
 
 
 @pytest.mark.usefixtures("all_packed")
