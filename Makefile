@@ -42,7 +42,7 @@ lint: $(VENV)/installed-dev
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy -p shohin
-	$(RUN) -m mypy examples/demo.py examples/custom_pass/src docs/generate_passes.py
+	$(RUN) -m mypy examples/demo.py examples/deploy/main.py examples/custom_pass/src docs/generate_passes.py
 
 format: $(VENV)/installed-dev
 	$(RUN) -m ruff check --fix
