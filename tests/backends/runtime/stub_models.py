@@ -17,6 +17,8 @@ FLAGS = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-pthre
 FLAGS += ["-fvisibility=hidden", f"-I{RUNTIME}"]
 GLIBC = ["-target", "x86_64-linux-gnu.2.17"]
 MUSL = ["-target", "x86_64-linux-musl", "-static", "-s"]
+# By these flags the C library is that of executables: no other has to be built.
+MUSL += ["-Os", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables"]
 ROWS, COLUMNS = 4, 67
 OK, INVALID_ARGUMENT, BUSY, WRONG_SIZE, UNSUPPORTED_PROCESSOR = 0, 1, 4, 6, 7
 

@@ -122,7 +122,7 @@ def _program(folder: Path, processor: str, needs: str) -> Path:
     source, name = folder / f"{processor}.c", f"needs-{processor}"
     source.write_text(text)
     others = [PARTS[0].with_name(f"shohin_{part}.c") for part in ("npy", "main")]
-    zig("cc", *MUSL, *FLAGS, *define("net"), source, *PARTS, *others, "-o", folder / name)
+    zig("cc", *FLAGS, *MUSL, *define("net"), source, *PARTS, *others, "-o", folder / name)
     return folder / name
 
 

@@ -36,7 +36,7 @@ int main(int count, char **arguments) {
 def copier(folder: Path) -> Path:
     source = folder / "copy.c"
     source.write_text(COPY)
-    zig("cc", *MUSL, *FLAGS, source, RUNTIME / "shohin_npy.c", "-o", folder / "copy")
+    zig("cc", *FLAGS, *MUSL, source, RUNTIME / "shohin_npy.c", "-o", folder / "copy")
     return folder / "copy"
 
 

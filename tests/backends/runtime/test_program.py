@@ -31,7 +31,7 @@ def program(folder: Path) -> Path:
     source = folder / "net.c"
     source.write_text(MODEL)
     parts = [*PARTS, RUNTIME / "shohin_npy.c", RUNTIME / "shohin_main.c"]
-    zig("cc", *MUSL, *FLAGS, *define("net"), source, *parts, "-o", folder / "net")
+    zig("cc", *FLAGS, *MUSL, *define("net"), source, *parts, "-o", folder / "net")
     return folder / "net"
 
 

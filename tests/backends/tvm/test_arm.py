@@ -175,6 +175,8 @@ def test_a_c_program_links_it(binary: Binary, suffix: str, tmp_path: Path) -> No
     binary.save(tmp_path / f"net{suffix}")
     (tmp_path / "main.c").write_text(_CALLER)
     command = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-static"]
+    # By these flags the C library is that of executables: no other has to be built.
+    command += ["-Os", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables"]
     command += ["main.c", f"net{suffix}", "-pthread", "-lm", "-o", "main"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     command = [str(_EMULATOR), str(tmp_path / "main")]
@@ -257,7 +259,7 @@ def test_compressed_weights(tmp_path: Path) -> None:
 
 
 @EMULATED
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_random_networks(seed: int, tmp_path: Path) -> None:
     torch.manual_seed(seed)
     module = RandomNet(seed).eval()

@@ -322,8 +322,18 @@ def test_sums_beyond_32_bits():
 
 
 @EMULATED
-@pytest.mark.parametrize("target", ["arm", "arm{cpu=neoverse-n1}", "arm{dotprod=on}", "armv7"])
-@pytest.mark.parametrize("options", ["", "weights=16 data=16", "weights=4 fc_weights=4"])
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ("arm", ""),
+        ("arm", "weights=16 data=16"),
+        ("arm{cpu=neoverse-n1}", "weights=4 fc_weights=4"),
+        ("arm{dotprod=on}", ""),
+        ("armv7", ""),
+        ("armv7", "weights=16 data=16"),
+        ("armv7", "weights=4 fc_weights=4"),
+    ],
+)
 def test_every_bit_on_emulated_arm(target, options, tmp_path):
     program = fixed(NETS["residual"](), options)
     x = images(1, 20)
