@@ -5,10 +5,9 @@ bytes. A value of the table is four bytes, and its first ones lie together in a 
 second, third and fourth ones: of sixteen neighbouring outputs, four look-ups give all bytes, and
 interleaving them gives sixteen floats.
 
-Indices are packed ``[N/NR, K/P, NR]``, P of them to a byte, or to two where that wastes less.
+Indices share a byte, or two where that wastes less.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,15 +32,12 @@ from shohin.backends.tvm.kernels.emit import (
     splat,
     store,
 )
-from shohin.backends.tvm.kernels.epilogue import operand_parameters
+from shohin.backends.tvm.kernels.indexed_linear import IndexedLinear
 from shohin.backends.tvm.kernels.matmul import MatrixTile
-from shohin.backends.tvm.kernels.tiled_linear import TiledEmitter, TiledLinear
+from shohin.backends.tvm.kernels.tiled_linear import TiledEmitter
 
 _PLANES = 4
 """Bytes of a value."""
-
-Rows = Callable[[int, int], Array]
-"""Weights ``[stop - start, K]`` of the outputs from `start` to before `stop`."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +58,14 @@ class ByteForm:
         return cls(max(1, (values.size - 1).bit_length()), name)
 
     @property
-    def unit(self) -> int:
-        """Bytes that a few indices share: the number that leaves fewer bits unused."""
+    def word_bytes(self) -> int:
+        """Bytes of a word: the number that leaves fewer bits unused."""
         return 2 if 8 % self.bits > 16 % self.bits else 1
 
     @property
-    def per_unit(self) -> int:
-        """Indices that share them."""
-        return 8 * self.unit // self.bits
+    def per_word(self) -> int:
+        """Indices of a word."""
+        return 8 * self.word_bytes // self.bits
 
     @property
     def tables(self) -> int:
@@ -81,6 +77,10 @@ class ByteForm:
         """Whether there is a kernel for it."""
         return self.tables <= MOST_REGISTERS[self.name]
 
+    def indices(self, values: Array, weight: Array) -> NDArray[np.uint32]:
+        """The index of every weight; all are among the values."""
+        return np.searchsorted(np.unique(values), weight).astype(np.uint32)
+
     def table(self, values: Array) -> NDArray[np.uint8]:
         """The bytes of the values, all first ones before all second ones."""
         entries = np.zeros(REGISTER * self.tables, np.float32)
@@ -90,12 +90,11 @@ class ByteForm:
 
 
 @dataclass(frozen=True)
-class ByteCodebookLinear(TiledLinear):
-    """``y = steps(x @ table[index].T + bias)`` with ``x`` ``[M, K]`` and ``y`` ``[M, N]``.
+class ByteCodebookLinear(IndexedLinear):
+    """A layer that looks its weights up byte by byte.
 
     Attributes:
         form: indices and table.
-        tile: sums; the splits are those of the indices of a unit.
     """
 
     form: ByteForm
@@ -110,52 +109,13 @@ class ByteCodebookLinear(TiledLinear):
         options = byte_tile_options(self.rows, self.columns, registers)
         return tuple(replace(self, tile=tile) for tile in options)
 
-    def tile_text(self) -> str:
-        """Rows times column blocks times sums along K."""
-        return f"{self.tile.rows}x{self.tile.column_blocks}x{self.tile.splits}"
-
-    @property
-    def index_shape(self) -> tuple[int, int, int]:
-        """Shape of the bytes of the indices."""
-        units = ceil_div(self.depth, self.form.per_unit)
-        return (self.column_tiles, units, self.form.unit * self.tile_columns)
-
-    def parameters(self) -> tuple[Parameter, ...]:
-        """Rows, indices, table, bias, step operands, rows."""
-        result = (self.rows, self.columns)
-        return (
-            Parameter("x", (self.rows, self.depth)),
-            Parameter("index", self.index_shape, "uint8"),
-            Parameter("table", (_PLANES * REGISTER * self.form.tables,), "uint8"),
-            Parameter("bias", (self.padded_columns,)),
-            *operand_parameters(self.steps, result, self.padded_columns),
-            Parameter("y", result),
-        )
+    def table_parameter(self) -> Parameter:
+        """The bytes of the values."""
+        return Parameter("table", (_PLANES * REGISTER * self.form.tables,), "uint8")
 
     def emitter(self, item: Expr, buffers: tuple[Buffer, ...]) -> TiledEmitter:
         """What emits the tile of a work item."""
         return _TileEmitter(self, item, buffers)
-
-    def pack(self, values: Array, weight: Rows) -> Array:
-        """Weights as indices, done a tile at a time.
-
-        Args:
-            values: every value that occurs.
-            weight: gives the weights of some outputs.
-        """
-        form, ordered = self.form, np.unique(values)
-        tiles, units, _ = self.index_shape
-        kind = np.dtype(np.uint8 if form.unit == 1 else "<u2")
-        packed = np.zeros((tiles, units, self.tile_columns), kind)
-        for tile in range(tiles):
-            start = tile * self.tile_columns
-            rows = weight(start, min(start + self.tile_columns, self.columns))
-            index = np.zeros((self.tile_columns, units * form.per_unit), kind)
-            index[: rows.shape[0], : self.depth] = np.searchsorted(ordered, rows)
-            parts = index.reshape(self.tile_columns, units, form.per_unit)
-            for place in range(form.per_unit):
-                packed[tile] |= parts[:, :, place].T << kind.type(place * form.bits)
-        return packed.view(np.uint8)
 
 
 class _TileEmitter(TiledEmitter):
@@ -180,24 +140,24 @@ class _TileEmitter(TiledEmitter):
         sums = local(splits * rows * count * LANES)
         for index in range(splits * rows * count):
             store(sums, [ramp(index * LANES)], number(0.0))
-        whole, rest = divmod(kernel.depth, self.form.per_unit)
+        whole, rest = divmod(kernel.depth, self.form.per_word)
 
         def at(split: int, row: int, block: int) -> Expr:
             return ramp(((split * rows + row) * count + block) * LANES)
 
-        def accumulate(unit: Expr, inputs: int) -> None:
+        def accumulate(word: Expr, inputs: int) -> None:
             for block in range(count):
-                words = self._words(unit, block)
+                words = self._words(word, block)
                 for place in range(inputs):
                     weight = held(self._weights(words, place), LANES)
-                    k = unit * self.form.per_unit + place
+                    k = word * self.form.per_word + place
                     for row in range(rows):
                         where = at(place % splits, row, block)
                         product = splat(self.x[self.row(row), k], LANES) * weight
                         store(sums, [where], sums[where] + product)
 
-        with T.serial(0, whole) as unit:
-            accumulate(unit, self.form.per_unit)
+        with T.serial(0, whole) as word:
+            accumulate(word, self.form.per_word)
         if rest:
             accumulate(whole, rest)
         for row in range(rows):
@@ -205,16 +165,16 @@ class _TileEmitter(TiledEmitter):
                 parts = [sums[at(split, row, block)] for split in range(splits)]
                 self.finish(sum(parts[1:], parts[0]), row, block, columns)
 
-    def _words(self, unit: Expr, block: int) -> Expr:
-        """The indices of sixteen columns for the inputs of a unit."""
-        size = self.form.unit * LANES
-        read = self.index[self.column_tile, unit, ramp(block * size, size)]
-        kind = f"int{8 * self.form.unit}"
+    def _words(self, word: Expr, block: int) -> Expr:
+        """The indices of sixteen columns for the inputs of a word."""
+        size = self.form.word_bytes * LANES
+        read = self.index[self.column_tile, word, ramp(block * size, size)]
+        kind = f"int{8 * self.form.word_bytes}"
         return held(T.reinterpret(f"{kind}x{LANES}", read), LANES, kind)
 
     def _weights(self, words: Expr, place: int) -> Expr:
         """Sixteen weights of an input."""
-        kind = f"int{8 * self.form.unit}"
+        kind = f"int{8 * self.form.word_bytes}"
         low = place * self.form.bits
         unsigned = T.reinterpret(f"u{kind}x{LANES}", words)
         shifted = (

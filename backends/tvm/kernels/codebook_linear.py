@@ -11,7 +11,6 @@ Processors whose instructions order bytes only, ARM and those before AVX2, have 
 `byte_codebook_linear`.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,18 +34,15 @@ from shohin.backends.tvm.kernels.emit import (
     splat,
     store,
 )
-from shohin.backends.tvm.kernels.epilogue import operand_parameters
+from shohin.backends.tvm.kernels.indexed_linear import IndexedLinear
 from shohin.backends.tvm.kernels.matmul import MatrixTile
-from shohin.backends.tvm.kernels.tiled_linear import TiledEmitter, TiledLinear
+from shohin.backends.tvm.kernels.tiled_linear import TiledEmitter
 
 _WORD = 32
 """Bits of a word."""
 
 _MOST_TABLES = 4
 """Registers of values: more of them take longer to choose from than weights to stream."""
-
-Rows = Callable[[int, int], Array]
-"""Weights ``[stop - start, K]`` of the outputs from `start` to before `stop`."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +76,11 @@ class TableForm:
     def per_word(self) -> int:
         """Indices of a word."""
         return _WORD // self.bits
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of a word."""
+        return _WORD // 8
 
     @property
     def entries(self) -> int:
@@ -127,16 +128,11 @@ class TableForm:
 
 
 @dataclass(frozen=True)
-class CodebookLinear(TiledLinear):
-    """``y = steps(x @ table[index].T + bias)`` with ``x`` ``[M, K]`` and ``y`` ``[M, N]``.
-
-    Indices are packed ``[N/NR, K/P, NR]``, P of them to a little-endian word, the first in the
-    lowest bits. Any word is valid. They are bytes to everyone else: the coder of a binary's
-    weights finds more of a pattern in those than in words.
+class CodebookLinear(IndexedLinear):
+    """A layer that looks its weights up by orders of floats.
 
     Attributes:
         form: indices and table.
-        tile: sums; the splits are those of the indices of a word.
     """
 
     form: TableForm
@@ -151,51 +147,13 @@ class CodebookLinear(TiledLinear):
         options = codebook_tile_options(self.form, self.rows, self.columns, registers)
         return tuple(replace(self, tile=tile) for tile in options)
 
-    def tile_text(self) -> str:
-        """Rows times column blocks times sums along K."""
-        return f"{self.tile.rows}x{self.tile.column_blocks}x{self.tile.splits}"
-
-    @property
-    def index_shape(self) -> tuple[int, int, int]:
-        """Shape of the bytes of the words."""
-        words = ceil_div(self.depth, self.form.per_word)
-        return (self.column_tiles, words, _WORD // 8 * self.tile_columns)
-
-    def parameters(self) -> tuple[Parameter, ...]:
-        """Rows, words of indices, table, bias, step operands, rows."""
-        result = (self.rows, self.columns)
-        return (
-            Parameter("x", (self.rows, self.depth)),
-            Parameter("index", self.index_shape, "uint8"),
-            Parameter("table", (self.form.tables * self.form.lanes,)),
-            Parameter("bias", (self.padded_columns,)),
-            *operand_parameters(self.steps, result, self.padded_columns),
-            Parameter("y", result),
-        )
+    def table_parameter(self) -> Parameter:
+        """Values in registers."""
+        return Parameter("table", (self.form.tables * self.form.lanes,))
 
     def emitter(self, item: Expr, buffers: tuple[Buffer, ...]) -> TiledEmitter:
         """What emits the tile of a work item."""
         return _TileEmitter(self, item, buffers)
-
-    def pack(self, values: Array, weight: Rows) -> Array:
-        """Weights as words of indices, done a tile at a time.
-
-        Args:
-            values: every value that occurs.
-            weight: gives the weights of some outputs.
-        """
-        form = self.form
-        tiles, words, _ = self.index_shape
-        packed = np.zeros((tiles, words, self.tile_columns), np.uint32)
-        for tile in range(self.column_tiles):
-            start = tile * self.tile_columns
-            rows = weight(start, min(start + self.tile_columns, self.columns))
-            index = np.zeros((self.tile_columns, words * form.per_word), np.uint32)
-            index[: rows.shape[0], : self.depth] = form.indices(values, rows)
-            parts = index.reshape(self.tile_columns, words, form.per_word)
-            for place in range(form.per_word):
-                packed[tile] |= parts[:, :, place].T << np.uint32(place * form.bits)
-        return packed.view(np.uint8)
 
 
 class _TileEmitter(TiledEmitter):

@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from shohin.backends.tvm.kernels.codebook_linear import Rows
 from shohin.backends.tvm.kernels.control import whole_or_rest
 from shohin.backends.tvm.kernels.emit import (
     LANES,
@@ -27,6 +26,7 @@ from shohin.backends.tvm.kernels.emit import (
     ramp,
     store,
 )
+from shohin.backends.tvm.kernels.indexed_linear import Rows
 from shohin.backends.tvm.kernels.matmul import (
     MatMul,
     MatrixTile,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from shohin.backends.tvm.kernels.codebook_linear import Rows, permuted
+from shohin.backends.tvm.kernels.codebook_linear import permuted
 from shohin.backends.tvm.kernels.emit import (
     LANES,
     Array,
@@ -31,6 +31,7 @@ from shohin.backends.tvm.kernels.emit import (
     store,
 )
 from shohin.backends.tvm.kernels.epilogue import operand_parameters
+from shohin.backends.tvm.kernels.indexed_linear import Rows
 from shohin.backends.tvm.kernels.matmul import MatrixTile
 from shohin.backends.tvm.kernels.subset_sums import SubsetForm
 from shohin.backends.tvm.kernels.tiled_linear import TiledEmitter, TiledLinear

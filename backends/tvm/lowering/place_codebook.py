@@ -12,10 +12,10 @@ from shohin.backends.tvm.kernels.byte_codebook_linear import (
 from shohin.backends.tvm.kernels.byte_tables import TableName
 from shohin.backends.tvm.kernels.codebook_linear import (
     CodebookLinear,
-    Rows,
     TableForm,
     choose_codebook_tile,
 )
+from shohin.backends.tvm.kernels.indexed_linear import Rows
 from shohin.backends.tvm.kernels.matmul import MatMul
 from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import Array, Linear

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from shohin.backends.tvm.kernels.codebook_linear import Rows
 from shohin.backends.tvm.kernels.conv2d import Conv2d
+from shohin.backends.tvm.kernels.indexed_linear import Rows
 from shohin.backends.tvm.kernels.matmul import MatMul
 from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import Array, Convolution, Linear

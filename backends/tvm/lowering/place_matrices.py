@@ -5,8 +5,8 @@ from functools import partial
 
 import numpy as np
 
-from shohin.backends.tvm.kernels.codebook_linear import Rows
 from shohin.backends.tvm.kernels.emit import LANES, blocks
+from shohin.backends.tvm.kernels.indexed_linear import Rows
 from shohin.backends.tvm.kernels.layout import Transpose
 from shohin.backends.tvm.kernels.matmul import MatMul, choose_matrix_tile
 from shohin.backends.tvm.kernels.normalise import LayerNorm, Softmax

@@ -5,8 +5,8 @@ from dataclasses import fields
 
 import numpy as np
 
-from shohin.backends.tvm.kernels.codebook_linear import Rows
 from shohin.backends.tvm.kernels.conv2d import Conv2d
+from shohin.backends.tvm.kernels.indexed_linear import Rows
 from shohin.backends.tvm.kernels.matmul import MatMul
 from shohin.backends.tvm.kernels.packed_conv2d import PackedConv2d
 from shohin.backends.tvm.kernels.packed_matmul import PackedMatMul

@@ -113,8 +113,8 @@ def test_against_torch(library: KernelLibrary, name: str) -> None:
 def _decoded(kernel: ByteCodebookLinear, index: Array, table: Array) -> Array:
     """The weights that units stand for, computed without the kernel."""
     form = kernel.form
-    units = index.view(np.uint8 if form.unit == 1 else np.uint16).astype(np.uint32)
-    parts = [(units >> np.uint32(p * form.bits)) % (1 << form.bits) for p in range(form.per_unit)]
+    units = index.view(np.uint8 if form.word_bytes == 1 else np.uint16).astype(np.uint32)
+    parts = [(units >> np.uint32(p * form.bits)) % (1 << form.bits) for p in range(form.per_word)]
     found = np.stack(parts, axis=2).transpose(0, 3, 1, 2)
     found = found.reshape(kernel.padded_columns, -1)[: kernel.columns, : kernel.depth]
     values = np.ascontiguousarray(table.reshape(4, -1).T).view(np.float32).reshape(-1)
@@ -139,7 +139,7 @@ def test_units_stand_for_exactly_the_weights(values: list[float], columns: int, 
 
 
 @pytest.mark.parametrize(
-    ("count", "bits", "unit", "per_unit", "tables"),
+    ("count", "bits", "size", "per_word", "tables"),
     [
         (1, 1, 1, 8, 1),
         (4, 2, 1, 4, 1),
@@ -149,9 +149,14 @@ def test_units_stand_for_exactly_the_weights(values: list[float], columns: int, 
         (64, 6, 1, 1, 4),
     ],
 )
-def test_forms(count: int, bits: int, unit: int, per_unit: int, tables: int) -> None:
+def test_forms(count: int, bits: int, size: int, per_word: int, tables: int) -> None:
     form = ByteForm.of(np.arange(count, dtype=np.float32), "tbl")
-    assert (form.bits, form.unit, form.per_unit, form.tables) == (bits, unit, per_unit, tables)
+    assert (form.bits, form.word_bytes, form.per_word, form.tables) == (
+        bits,
+        size,
+        per_word,
+        tables,
+    )
 
 
 @pytest.mark.parametrize(("name", "most"), [("pshufb", 16), ("vtbl", 32), ("tbl", 64)])
