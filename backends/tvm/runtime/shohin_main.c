@@ -100,7 +100,8 @@ static void print_usage(void) {
           "                  output (repeat the option for each output, in order); any other\n"
           "                  VALUE is a prefix: PREFIX_<output>.npy, or PREFIX<output>.npy if it\n"
           "                  ends in /\n"
-          "  --benchmark N   print the median, minimum and mean time of N runs, after a warm-up\n"
+          "  --benchmark N   print the median, minimum and mean time of N runs, after a warm-up,\n"
+          "                  and the most memory that was resident\n"
           "  --profile       print the median time of each step (of N runs with --benchmark N)\n"
           "  --info          print inputs, outputs and memory use\n"
           "  --help          print this text\n"
@@ -612,6 +613,23 @@ static void print_times(double *samples, int32_t runs) {
     printf("mean      %.6f ms\n", sum / runs);
 }
 
+/* The most memory that was resident at once, in KiB; 0 where the system does not say. */
+static long peak_memory(void) {
+    char line[128];
+    long kilobytes = 0;
+    FILE *file = fopen("/proc/self/status", "r");
+    if (file == NULL) {
+        return 0;
+    }
+    while (kilobytes == 0 && fgets(line, sizeof line, file) != NULL) {
+        if (strncmp(line, "VmHWM:", 6) == 0) {
+            kilobytes = strtol(line + 6, NULL, 10);
+        }
+    }
+    fclose(file);
+    return kilobytes;
+}
+
 static int benchmark(session *run, int32_t runs) {
     double *samples = allocate_table(runs, sizeof *samples);
     if (samples == NULL) {
@@ -620,6 +638,7 @@ static int benchmark(session *run, int32_t runs) {
     const shohin_status status = time_runs(run, samples, runs);
     if (status == SHOHIN_OK) {
         print_times(samples, runs);
+        printf("memory    %ld KiB at most\n", peak_memory());
     }
     free(samples);
     return status == SHOHIN_OK ? EXIT_GOOD : report_status("benchmark", status);

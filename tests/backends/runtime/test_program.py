@@ -219,11 +219,13 @@ def test_benchmark_and_profile(execute: Execute, tmp_path: Path) -> None:
         done = execute("--benchmark", "50", "--threads", "2", *inputs)
         assert (done.returncode, done.stderr) == (0, "")
         found = re.fullmatch(
-            r"runs      50\nmedian    (\S+) ms\nminimum   (\S+) ms\nmean      (\S+) ms\n",
+            r"runs      50\nmedian    (\S+) ms\nminimum   (\S+) ms\nmean      (\S+) ms\n"
+            r"memory    (\d+) KiB at most\n",
             done.stdout,
         )
         assert found
-        median, minimum, mean = map(float, found.groups())
+        median, minimum, mean, memory = map(float, found.groups())
+        assert 100 < memory < 20_000
         assert 0 < minimum <= median
         assert minimum <= mean < 1000
     done = execute("--profile", "x.npy")
