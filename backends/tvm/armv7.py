@@ -9,13 +9,13 @@ from shohin.backends.tvm.processor import Machine, Processor, Tune, check_thread
 from shohin.errors import SpecError, near_name_hint
 
 _FUSED = "vfpv4"
+_LATER = ("idiva", "neon", _FUSED)
 _CORES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "generic": ("neon",),
-        "cortex-a7": ("neon", _FUSED),
+        "cortex-a7": _LATER,
         "cortex-a9": ("neon",),
-        "cortex-a15": ("neon", _FUSED),
-        "cortex-a53": ("neon", _FUSED),
+        "cortex-a15": _LATER,
     }
 )
 """Flags of ``/proc/cpuinfo`` that the code for a core needs."""
@@ -29,7 +29,7 @@ class Armv7Target(Processor):
 
     Attributes:
         cpu: ``generic``, which runs on every one, or the core to make it fast on: ``cortex-a7``,
-            ``cortex-a9``, ``cortex-a15`` or ``cortex-a53``.
+            ``cortex-a9`` or ``cortex-a15``.
         threads: threads a binary uses unless told otherwise; also what work is split for.
         tune: as for 64-bit ARM; this machine measures only what it can run.
     """

@@ -208,6 +208,5 @@ def _write_source(
         tuple(spec.name for spec in info.inputs),
         tuple(spec.name for spec in info.outputs),
     )
-    manifest = manifest_of(info, parts.name)
     weights = Weights(digest, info.weight_bytes if parts.coded else None)
-    parts.source.write_text(write_source(plan, names, manifest, weights, info.batch))
+    parts.source.write_text(write_source(plan, names, info, weights))

@@ -1,14 +1,14 @@
 """The generated C: a table of steps over the kernels, and what describes the model."""
 
 import json
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
 
+from shohin.backends.base import ArtifactInfo
 from shohin.backends.tvm.lowering.calls import KernelCall, Plan
 from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import Value
 from shohin.backends.tvm.lowering.values import dtype_text
-from shohin.ir.encodings import Json
+from shohin.backends.tvm.manifest import manifest_of
 
 CONSTANTS_FILE = "constants.bin"
 CODED_FILE = "coded.bin"
@@ -80,17 +80,14 @@ def supports_dtype(value: Value) -> bool:
     return dtype_text(value.dtype) in _DTYPES
 
 
-def write_source(
-    plan: Plan, names: SourceNames, metadata: dict[str, Json], weights: Weights, batch: int
-) -> str:
+def write_source(plan: Plan, names: SourceNames, info: ArtifactInfo, weights: Weights) -> str:
     """The whole C file.
 
     Args:
         plan: calls and memory.
         names: symbols.
-        metadata: what the binary says of itself.
+        info: what the binary says of itself.
         weights: where they are.
-        batch: compiled batch size, 0 where there is no batch axis.
     """
     parts = [_HEAD, _constants(names, weights)]
     signatures = {s: len(c.arguments) for s, c in zip(names.symbols, plan.calls, strict=True)}
@@ -103,7 +100,7 @@ def write_source(
     parts.append(_steps_table(plan))
     parts.append(_tensors("input", plan.inputs, names.inputs))
     parts.append(_tensors("output", plan.outputs, names.outputs))
-    parts.append(_model(plan, names, metadata, batch, weights))
+    parts.append(_model(plan, names, info, weights))
     return "".join(parts)
 
 
@@ -158,19 +155,16 @@ def _tensors(kind: str, values: list[Value], names: tuple[str, ...]) -> str:
     )
 
 
-def _model(
-    plan: Plan, names: SourceNames, metadata: dict[str, Json], batch: int, weights: Weights
-) -> str:
-    tools = cast("dict[str, str]", metadata["tools"])
+def _model(plan: Plan, names: SourceNames, info: ArtifactInfo, weights: Weights) -> str:
     # Steps have functions of their own; all about them is in the trailer.
-    described = {name: value for name, value in metadata.items() if name != "steps"}
-    info = {
+    metadata = manifest_of(replace(info, steps=()), names.model)
+    facts = {
         "abi_version": "SHOHIN_ABI_VERSION",
         "name": _text(names.model),
-        "version": _text(tools["shohin"]),
-        "target": _text(str(metadata["target"])),
-        "content_hash": _text(str(metadata["content_hash"])),
-        "metadata": _text(json.dumps(described, sort_keys=True)),
+        "version": _text(info.tools["shohin"]),
+        "target": _text(info.target),
+        "content_hash": _text(info.content_hash),
+        "metadata": _text(json.dumps(metadata, sort_keys=True)),
         "input_count": len(plan.inputs),
         "output_count": len(plan.outputs),
         "inputs": "inputs",
@@ -178,17 +172,16 @@ def _model(
         "arena_bytes": plan.arena_bytes,
         "constant_bytes": plan.constants.size,
         "step_count": len(plan.calls),
-        "batch": batch,
+        "batch": info.batch,
     }
-    fields = "".join(f"        .{name} = {value},\n" for name, value in info.items())
-    needs = " ".join(cast("list[str]", metadata["needs"]))
+    fields = "".join(f"        .{name} = {value},\n" for name, value in facts.items())
     return (
         "static const shohin_model model = {\n"
         f"    .info = {{\n{fields}    }},\n"
         "    .steps = steps,\n"
         f"{_weights(names, weights)}"
-        f"    .processor = {_text(tools['processor'])},\n"
-        f"    .needs = {_text(needs)},\n"
+        f"    .processor = {_text(info.tools['processor'])},\n"
+        f"    .needs = {_text(' '.join(info.needs))},\n"
         "    .input_alignment = input_alignment,\n"
         "    .output_alignment = output_alignment,\n"
         "};\n\n"

@@ -30,6 +30,9 @@ def form_of(path: Path, wanted: str | None = None) -> Form:
     """
     forms: tuple[Form, ...] = get_args(Form)
     if wanted is not None:
+        if path.suffix == ".h" and wanted in ("so", "static", "object"):
+            problem = f"the header of a form '{wanted}' would be written over it"
+            raise SpecError(str(path), problem, "choose a name that does not end in .h")
         for form in forms:
             if form == wanted:
                 return form

@@ -107,8 +107,7 @@ def link(parts: Parts, form: Form, output: Path, libc: Libc) -> None:
 
 def link_kernels(folder: Path, output: Path) -> None:
     """Link ``kernels.o`` of a folder alone to a shared library, for measuring on this machine."""
-    host: Machine = "x86_64"
-    machine = next((each for each in _SYSTEMS["glibc"] if each == host_machine()), host)
+    (machine,) = (each for each in _SYSTEMS["glibc"] if each == host_machine())
     parts = Parts(folder, "kernels", machine)
     _cc(parts, "glibc", ["kernels.o", "-shared", "-lm", "-o", str(output)])
 

@@ -140,43 +140,34 @@ class Rounder:
             for one in biases.tolist()
         ]
 
-    def _choose(self, name: str, bits: int, most: Sequence[int]) -> WeightFormat:
+    def _choose(self, name: str, wanted: int, most: Sequence[int]) -> WeightFormat:
         program = self.graph.program
         weight, stored = tensor_of(program.module, name), encoding_of(program, name)
-        ratio = self._ratio(name, stored) if self.by_ratio else None
-        if ratio is not None:
-            return self._choose_factors(name, ratio, bits, most)
+        bits = wanted
+        if (ratio := self._ratio(name, stored)) is not None:
+            data = format_of(argument(self.readers[name].node, "input"))
+            bits, self.ratios[name] = ratio.bits(wanted, data.bits), ratio
         for by_channel in dict.fromkeys((self.by_channel, False)):
             fractions = self._fractions(weight, bits, by_channel, most)
-            rounded = rounded_weight(weight, bits, fractions)
-            encoding = encoded(stored, rounded, bits, fractions)
+            encoding = (
+                encoded(stored, rounded_weight(weight, bits, fractions), bits, fractions)
+                if ratio is None
+                else ratio.rounded(bits, fractions)
+            )
             if encoding is not None:
                 break
         else:
             raise AssertionError("weights in other encodings are left out before")
         with torch.no_grad():
-            weight.copy_(rounded)
-        self.encodings |= dict.fromkeys(self._names(name), encoding)
-        return WeightFormat(bits, fractions, bits)
-
-    def _ratio(self, name: str, stored: Encoding) -> Ratio | None:
-        """What a weight is made of; None where there is no bias to make up for the change."""
-        biased = weight_name(argument(self.readers[name].node, "bias")) is not None
-        return Ratio.of(stored) if biased and isinstance(stored, Ternary) else None
-
-    def _choose_factors(
-        self, name: str, ratio: Ratio, wanted: int, most: Sequence[int]
-    ) -> WeightFormat:
-        weight = tensor_of(self.graph.program.module, name)
-        data = format_of(argument(self.readers[name].node, "input"))
-        bits = ratio.bits(wanted, data.bits)
-        fractions = self._fractions(weight, bits, self.by_channel, most)
-        encoding = ratio.rounded(bits, fractions)
-        with torch.no_grad():
             weight.copy_(encoding.materialise())
         self.encodings |= dict.fromkeys(self._names(name), encoding)
-        self.ratios[name] = ratio
         return WeightFormat(bits, fractions, wanted)
+
+    def _ratio(self, name: str, stored: Encoding) -> Ratio | None:
+        """What a weight is made of, if that is wanted and a bias can make up for the change."""
+        biased = weight_name(argument(self.readers[name].node, "bias")) is not None
+        usable = self.by_ratio and biased
+        return Ratio.of(stored) if usable and isinstance(stored, Ternary) else None
 
     def _fractions(
         self, weight: Tensor, bits: int, by_channel: bool, most: Sequence[int]

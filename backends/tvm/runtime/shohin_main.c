@@ -638,7 +638,10 @@ static int benchmark(session *run, int32_t runs) {
     const shohin_status status = time_runs(run, samples, runs);
     if (status == SHOHIN_OK) {
         print_times(samples, runs);
-        printf("memory    %ld KiB at most\n", peak_memory());
+        const long memory = peak_memory();
+        if (memory > 0) {
+            printf("memory    %ld KiB at most\n", memory);
+        }
     }
     free(samples);
     return status == SHOHIN_OK ? EXIT_GOOD : report_status("benchmark", status);

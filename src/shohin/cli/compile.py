@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from shohin.backends.base import Artifact, ArtifactInfo
 
 _NAMES = {
+    "program": "program",
     "so": "shared library",
     "static": "static library",
     "object": "object file",
@@ -85,7 +86,6 @@ def compile_command(
 
     import shohin
     from shohin.backends.base import check_weight_form
-    from shohin.backends.tvm.forms import form_of
     from shohin.cli.loading import load_data, load_model
     from shohin.cli.outputs import check_form, check_output
 
@@ -107,7 +107,7 @@ def compile_command(
     if as_json:
         show_json({**described, "compile_seconds": round(seconds, 3)})
         return
-    kind = "program" if output.suffix == ".shohin" else _NAMES[form_of(output, form)]
+    kind = _NAMES[described["form"]]
     show(f"{output}: {described['bytes']:,} bytes, {kind} for {artifact.info.target}")
     show(lines(_facts(artifact, described, seconds)))
 
@@ -117,11 +117,12 @@ def describe_output(artifact: "Artifact", path: Path, form: str | None) -> dict[
     from shohin.backends.tvm.forms import form_of
 
     info = artifact.info
-    alone = path.suffix == ".shohin" or form_of(path, form) in ("exe", "c-header")
+    written = "program" if path.suffix == ".shohin" and not form else form_of(path, form)
     return {
         "path": str(path),
         "bytes": path.stat().st_size,
-        "header": None if alone else str(path.with_suffix(".h")),
+        "form": written,
+        "header": str(path.with_suffix(".h")) if written in ("so", "static", "object") else None,
         "target": info.target,
         "batch": info.batch,
         "inputs": {spec.name: spec.describe() for spec in info.inputs},

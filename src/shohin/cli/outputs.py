@@ -39,7 +39,7 @@ def check_form(path: Path, form: str | None, libc: str | None) -> None:
     """
     from shohin.backends.tvm.forms import form_of, libc_of
 
-    if path.suffix != ".shohin":
+    if path.suffix != ".shohin" or form is not None:
         libc_of(form_of(path, form), libc)
 
 

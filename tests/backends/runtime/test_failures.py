@@ -28,6 +28,8 @@ from stub_models import (
 )
 
 from shohin.backends.tvm.arm import ArmTarget
+from shohin.backends.tvm.armv7 import Armv7Target
+from shohin.backends.tvm.processor import Processor
 from shohin.backends.tvm.target import CpuTarget
 
 BYTES = [4 * 4 * 67, 4 * 4 * 67, 4 * 4]
@@ -166,9 +168,8 @@ def test_older_processors(folder: Path, processor: str, lacking: str) -> None:
 
 def test_every_need_is_known_to_the_runtime() -> None:
     source = PARTS[2].read_text()
-    targets = [CpuTarget(f"x86-64-{level}") for level in ("v2", "v3", "v4", "v3-vnni", "v4-vnni")]
-    arms = [ArmTarget(cpu) for cpu in ("generic", "cortex-a53", "cortex-a72", "neoverse-n1")]
-    needs = {need for target in (*targets, *arms) for need in target.needs()}
+    kinds: tuple[type[Processor], ...] = (CpuTarget, ArmTarget, Armv7Target)
+    needs = {need for kind in kinds for target in kind.variants() for need in target.needs()}
     assert "avx512_vnni" in needs
     assert "asimddp" in needs
     assert [need for need in sorted(needs) if f'{{"{need}", ' not in source] == []

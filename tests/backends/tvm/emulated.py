@@ -27,7 +27,6 @@ _CORES = {
     "armv8-a": "cortex-a53",
     "armv8-a+dotprod": "cortex-a76",
     "armv7-a": "cortex-a9",
-    "armv7-a+cortex-a53": "max",
 }
 
 

@@ -8,19 +8,23 @@ from harness import zig
 from small_nets import net, plan_of
 from torch import Tensor, nn
 
+from shohin.backends.base import ArtifactInfo
 from shohin.backends.tvm.csource import SourceNames, Weights, supports_dtype, write_source
 from shohin.backends.tvm.link import RUNTIME
 from shohin.backends.tvm.lowering.calls import Plan
 from shohin.backends.tvm.lowering.operations import Value
-from shohin.ir.encodings import Json
 
-METADATA: dict[str, Json] = {
-    "name": "net",
-    "target": "cpu{threads=2}",
-    "content_hash": "c0ffee",
-    "needs": ["avx2", "fma"],
-    "tools": {"shohin": "1.2.3", "processor": "x86-64-v3"},
-}
+INFO = ArtifactInfo(
+    name="net",
+    target="cpu{threads=2}",
+    pipeline="",
+    inputs=(),
+    outputs=(),
+    batch=2,
+    content_hash="c0ffee",
+    tools={"shohin": "1.2.3", "processor": "x86-64-v3"},
+    needs=("avx2", "fma"),
+)
 
 
 def _plan() -> Plan:
@@ -31,10 +35,10 @@ def _plan() -> Plan:
     return plan_of(net(function, l=nn.Linear(4, 5)), (4,))
 
 
-def _source(plan: Plan, batch: int = 2) -> str:
+def _source(plan: Plan) -> str:
     symbols = tuple(f"net_k{i}" for i in range(len(plan.calls)))
     names = SourceNames("net", symbols, ("x",), ("y", "z"))
-    return write_source(plan, names, {**METADATA, "name": 'a "quoted" é\n'}, Weights("00ff"), batch)
+    return write_source(plan, names, replace(INFO, name='a "quoted" é\n'), Weights("00ff"))
 
 
 def test_steps() -> None:
@@ -77,7 +81,7 @@ def test_model() -> None:
 
 def test_coded_weights(tmp_path: Path) -> None:
     names = SourceNames("net", ("net_k0", "net_k1", "net_k2"), ("x",), ("y", "z"))
-    text = write_source(_plan(), names, METADATA, Weights("00ff", 1234), 2)
+    text = write_source(_plan(), names, INFO, Weights("00ff", 1234))
     for line in (
         '".incbin \\"coded.bin\\"\\n"',
         "SHOHIN_DECLARE_RUNTIME(net);",
@@ -94,7 +98,7 @@ def test_coded_weights(tmp_path: Path) -> None:
 def test_a_shared_kernel_is_declared_once() -> None:
     plan = plan_of(net(lambda s, x: s.l(s.l(x)), l=nn.Linear(4, 4)), (4,))
     names = SourceNames("net", ("net_k0", "net_k0"), ("x",), ("y",))
-    assert write_source(plan, names, METADATA, Weights(""), 1).count("extern int net_k0(") == 1
+    assert write_source(plan, names, INFO, Weights("")).count("extern int net_k0(") == 1
 
 
 def _compile(text: str, folder: Path) -> None:
@@ -124,7 +128,7 @@ def test_labels_of_any_text(label: str, tmp_path: Path) -> None:
     plan = plan_of(net(lambda s, x: s.l(x), l=nn.Linear(4, 5)), (4,))
     plan.calls[0] = replace(plan.calls[0], label=label)
     names = SourceNames("net", ("net_k0",), ("x",), ("y",))
-    _compile(write_source(plan, names, METADATA, Weights(""), 1), tmp_path)
+    _compile(write_source(plan, names, INFO, Weights("")), tmp_path)
     assert label.encode() + b"\0" in (tmp_path / "model.o").read_bytes()
 
 

@@ -110,6 +110,12 @@ def test_unknown_forms_and_libraries() -> None:
     assert str(caught.value) == (
         "format: expected so, static, object, exe or c-header, got 'sos'; did you mean 'so'?"
     )
+    with pytest.raises(SpecError) as caught:
+        form_of(Path("a.b/net.h"), "static")
+    assert str(caught.value) == (
+        "a.b/net.h: the header of a form 'static' would be written over it; "
+        "choose a name that does not end in .h"
+    )
     with pytest.raises(SpecError, match=r"^libc: expected glibc or musl, got 'uclibc'$"):
         libc_of("exe", "uclibc")
 
