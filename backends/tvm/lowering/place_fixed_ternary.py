@@ -43,6 +43,13 @@ _FEW_ROWS = 4
 """Rows up to which a fully connected layer has codes where nothing is measured: with more it is
 bound by arithmetic."""
 
+_PAIR = 2
+"""Products of a group of the units that form few at a time."""
+
+_STREAMED = 1 << 20
+"""Weights from which on a layer has codes where nothing is measured and products are formed two at
+a time: reading them then costs more than the instructions, half as many again, of the codes."""
+
 
 def place_ternary_convolution(
     planner: Planner, op: FixedConvolution, plain: FixedConv2d, weight: Array
@@ -66,7 +73,7 @@ def place_ternary_convolution(
         planner.note(op.label, "ternary, but there is no such kernel: integers as they are")
         return False
     kernel = _ternary_convolution(planner, narrow, ternary)
-    by_default = weight.size >= _CACHED or narrow.unit != plain.unit
+    by_default = narrow.unit != plain.unit or weight.size >= _least(narrow.unit, _CACHED)
     if not _pays(planner, op.label, (plain, kernel), by_default):
         return False
     kernel = planner.choose(kernel, timed=True)
@@ -132,7 +139,8 @@ def place_ternary_linear(
         scaled=ternary.scaled,
         steps=plain.steps,
     )
-    by_default = plain.rows <= _FEW_ROWS or unit != plain.unit
+    few = plain.rows <= _FEW_ROWS and weight.size >= _least(unit, 0)
+    by_default = few or unit != plain.unit
     if not _pays(planner, op.label, (plain, kernel), by_default):
         return False
     kernel = planner.choose(kernel, timed=True)
@@ -162,6 +170,11 @@ def _unit(
     if op.x.dtype == torch.int8 and ternary.largest <= np.iinfo(np.int8).max:
         return unit_of(planner.target, words=False)
     return plain
+
+
+def _least(unit: DotUnit, usual: int) -> int:
+    """Weights from which on a layer has codes where nothing is measured."""
+    return usual if unit.group > _PAIR else max(usual, _STREAMED)
 
 
 def _pays(planner: Planner, label: str, kernels: tuple[Kernel, Kernel], default: bool) -> bool:

@@ -12,6 +12,7 @@ from ternary_units import AVX2
 from torch import nn
 
 import shohin
+from shohin.backends.registry import parse_target
 from shohin.backends.tvm.compile import compile_program
 from shohin.backends.tvm.kernels.emit import LANES
 from shohin.backends.tvm.kernels.fixed_conv2d import FixedConv2d
@@ -87,6 +88,7 @@ def plan_calls(program, target, path=None):
 def all_packed(monkeypatch):
     """Use codes where nothing is measured, however few weights there are."""
     monkeypatch.setattr(place_fixed_ternary, "_CACHED", 0)
+    monkeypatch.setattr(place_fixed_ternary, "_STREAMED", 0)
 
 
 OPTIONS = [
@@ -189,6 +191,19 @@ def test_few_weights_stay_bytes_unmeasured():
     assert FixedTernaryLinear in kinds
     notes = [call.note for call in calls if isinstance(call.kernel, FixedConv2d)]
     assert notes.count("estimated: ternary, as bytes") == 3
+
+
+@pytest.mark.parametrize(
+    ("target", "packed"),
+    [("arm", 0), ("arm{dotprod=off}", 0), ("armv7", 0), ("arm{dotprod=on}", 2)],
+)
+def test_codes_are_not_worth_it_where_products_come_in_pairs(target, packed):
+    """Taking codes apart costs more there than reading the bytes of a small layer."""
+    calls, _ = plan_calls(fixed_program(), parse_target(target).options)
+    codes = [call for call in calls if isinstance(call.kernel, FixedTernaryLinear)]
+    assert len(codes) == packed
+    assert {call.note for call in codes} <= {"estimated: weights of two bits"}
+    assert [call.note for call in calls].count("estimated: ternary, as bytes") == 5 - packed
 
 
 def test_wide_data_has_integers_and_says_so():
