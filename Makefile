@@ -29,7 +29,7 @@ $(VENV)/installed-%: pyproject.toml | $(VENV)/created
 	@touch $@
 
 $(VENV)/installed-demo: EXTRAS := demo
-$(VENV)/installed-dev: EXTRAS := dev,data
+$(VENV)/installed-dev: EXTRAS := dev,data,cuda
 $(VENV)/installed-bench: EXTRAS := bench,data
 
 demo: $(VENV)/installed-demo

@@ -151,7 +151,8 @@ class Binary(Artifact):
         """
         file = Path(path)
         chosen = form_of(file, form)
-        library = libc_of(chosen, libc)
+        gpu = self._build is not None and self._build.parts.gpu
+        library = libc_of(chosen, libc, gpu=gpu)
         if chosen == "c-header":
             write_header(file, self.info, self._prefix)
             return file

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -21,7 +21,7 @@ from shohin.backends.tvm.csource import (
     supports_dtype,
     write_source,
 )
-from shohin.backends.tvm.kernels.emit import Kernel
+from shohin.backends.tvm.kernels.emit import Template
 from shohin.backends.tvm.link import Parts, link
 from shohin.backends.tvm.lowering.calls import KernelCall, Plan
 from shohin.backends.tvm.lowering.lower import lower
@@ -70,19 +70,16 @@ def compile_program(
     report(0, len(_STAGES), _STAGES[0])
     constants = parts.folder / CONSTANTS_FILE
     plan = lower(program, Tuner(target), batch, constants, report)
-    _check_interface(plan)
+    check_interface(plan)
     report(1, len(_STAGES), _STAGES[1])
-    symbols = _emit_kernels(plan, parts, target)
+    functions, symbols = name_kernels(plan, parts.name)
+    emit_object(functions, target, parts.kernels)
     if weights == "compressed" or plan.narrow:
         parts = replace(parts, coded=True)
-        coded_file = parts.folder / CODED_FILE
-        coders = CODERS if weights == "compressed" else CODERS[:1]
-        write_coded(plan.constants, coded_file, lambda text: report(1, len(_STAGES), text), coders)
-        constants.unlink()
-        constants = coded_file
+        constants = code_weights(plan, parts, weights, lambda text: report(1, len(_STAGES), text))
     report(2, len(_STAGES), _STAGES[2])
     info = replace(
-        _describe(program, target, batch, plan),
+        describe(program, target, batch, plan),
         weights=weights,
         weight_bytes=constants.stat().st_size,
     )
@@ -95,13 +92,36 @@ def compile_program(
     return Binary(info, library, parts.name, build)
 
 
+def code_weights(
+    plan: Plan, parts: Parts, weights: WeightForm, report: Callable[[str], None]
+) -> Path:
+    """Replace the file of weights by one that holds them coded, and say where it is.
+
+    Args:
+        plan: knows what the constants are.
+        parts: where the files are.
+        weights: ``compressed``, or ``plain`` where only integers of few bits are packed.
+        report: called with what is done.
+    """
+    coded = parts.folder / CODED_FILE
+    coders = CODERS if weights == "compressed" else CODERS[:1]
+    write_coded(plan.constants, coded, report, coders)
+    (parts.folder / CONSTANTS_FILE).unlink()
+    return coded
+
+
 def symbol_prefix(name: str) -> str:
     """The C identifier closest to a model's name."""
     identifier = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_").lower() or "model"
     return f"model_{identifier}" if identifier[0].isdigit() else identifier
 
 
-def _check_interface(plan: Plan) -> None:
+def check_interface(plan: Plan) -> None:
+    """Refuse inputs and outputs of types that the C interface has no name for.
+
+    Raises:
+        UnsupportedError: naming them.
+    """
     faults = [v for v in (*plan.inputs, *plan.outputs) if not supports_dtype(v)]
     if faults:
         texts = ", ".join(f"{v.name}: {v.dtype}" for v in faults)
@@ -112,28 +132,31 @@ def _check_interface(plan: Plan) -> None:
         )
 
 
-def _emit_kernels(plan: Plan, parts: Parts, target: Processor) -> tuple[str, ...]:
-    """Compile each different kernel once.
+def name_kernels(plan: Plan, prefix: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Build each different kernel once.
+
+    Args:
+        plan: the calls.
+        prefix: of the symbols.
 
     Returns:
-        The symbol of each call.
+        TIR functions by symbol, and the symbol of each call.
     """
     symbols: dict[Any, str] = {}
     functions: dict[str, Any] = {}
     names = []
     for call in plan.calls:
-        key = call.kernel if isinstance(call.kernel, Kernel) else id(call.kernel)
+        key = call.kernel if isinstance(call.kernel, Template) else id(call.kernel)
         if key not in symbols:
-            symbols[key] = f"{parts.name}_{_family(call)}_{len(symbols)}"
-            built = call.kernel.build() if isinstance(call.kernel, Kernel) else call.kernel
+            symbols[key] = f"{prefix}_{_family(call)}_{len(symbols)}"
+            built = call.kernel.build() if isinstance(call.kernel, Template) else call.kernel
             functions[symbols[key]] = built
         names.append(symbols[key])
-    emit_object(functions, target, parts.kernels)
-    return tuple(names)
+    return functions, tuple(names)
 
 
 def _family(call: KernelCall) -> str:
-    return call.kernel.family if isinstance(call.kernel, Kernel) else "region"
+    return call.kernel.family if isinstance(call.kernel, Template) else "region"
 
 
 def _spec(value: Value, name: str) -> InputSpec:
@@ -142,14 +165,14 @@ def _spec(value: Value, name: str) -> InputSpec:
 
 def _step(call: KernelCall) -> StepInfo:
     kernel = _family(call)
-    if isinstance(call.kernel, Kernel) and call.kernel.tile_text():
+    if isinstance(call.kernel, Template) and call.kernel.tile_text():
         kernel = f"{kernel} {call.kernel.tile_text()}"
     return StepInfo(call.label, kernel, call.macs, _bytes_touched(call), call.note)
 
 
 def _bytes_touched(call: KernelCall) -> int:
     """Sizes of the arrays that a call reads and writes."""
-    if isinstance(call.kernel, Kernel):
+    if isinstance(call.kernel, Template):
         return sum(parameter.bytes for parameter in call.kernel.parameters())
     return sum(argument.buffer.bytes for argument in call.arguments)
 
@@ -168,7 +191,21 @@ def _unique(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(unique)
 
 
-def _describe(program: Program, target: Processor, batch: int, plan: Plan) -> ArtifactInfo:
+class Described(Protocol):
+    """A target, as far as a binary says what it was compiled for."""
+
+    def describe(self) -> str:
+        """Canonical text."""
+
+    def resolved(self) -> str:
+        """Name of the exact processor or level."""
+
+    def needs(self) -> tuple[str, ...]:
+        """Instruction sets that the code needs."""
+
+
+def describe(program: Program, target: Described, batch: int, plan: Plan) -> ArtifactInfo:
+    """What a binary says of itself, its weights left out."""
     outputs = _unique(output_names(program, [value.name for value in plan.outputs]))
     has_batch = all(spec.shape[:1] == (BATCH,) for spec in program.inputs) and all(
         value.shape[:1] == (batch,) for value in plan.outputs
@@ -200,13 +237,18 @@ def _describe(program: Program, target: Processor, batch: int, plan: Plan) -> Ar
 def _write_source(
     plan: Plan, parts: Parts, symbols: tuple[str, ...], info: ArtifactInfo, constants: Path
 ) -> None:
+    names, weights = source_names(parts, symbols, info), included_weights(parts, info, constants)
+    parts.source.write_text(write_source(plan, names, info, weights))
+
+
+def source_names(parts: Parts, symbols: tuple[str, ...], info: ArtifactInfo) -> SourceNames:
+    """Names that the generated source uses."""
+    inputs, outputs = (tuple(spec.name for spec in specs) for specs in (info.inputs, info.outputs))
+    return SourceNames(parts.name, symbols, inputs, outputs)
+
+
+def included_weights(parts: Parts, info: ArtifactInfo, constants: Path) -> Weights:
+    """The file of weights, as the generated source includes it."""
     with constants.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    names = SourceNames(
-        parts.name,
-        symbols,
-        tuple(spec.name for spec in info.inputs),
-        tuple(spec.name for spec in info.outputs),
-    )
-    weights = Weights(digest, info.weight_bytes if parts.coded else None)
-    parts.source.write_text(write_source(plan, names, info, weights))
+    return Weights(digest, info.weight_bytes if parts.coded else None)

@@ -30,7 +30,7 @@ _HEAD = """\
 
 """
 
-_CONSTANTS = """\
+_INCLUDED = """\
 /* sha256 {digest} */
 __asm__(".section .rodata\\n"
         ".balign 64\\n"
@@ -75,12 +75,31 @@ class SourceNames:
     outputs: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a model does.
+
+    Attributes:
+        definitions: C that defines it.
+        fields: of ``shohin_model``, that say where it is.
+    """
+
+    definitions: str
+    fields: str
+
+
 def supports_dtype(value: Value) -> bool:
     """Whether an input or output of that type can cross the C interface."""
     return dtype_text(value.dtype) in _DTYPES
 
 
-def write_source(plan: Plan, names: SourceNames, info: ArtifactInfo, weights: Weights) -> str:
+def write_source(
+    plan: Plan,
+    names: SourceNames,
+    info: ArtifactInfo,
+    weights: Weights,
+    work: Work | None = None,
+) -> str:
     """The whole C file.
 
     Args:
@@ -88,25 +107,50 @@ def write_source(plan: Plan, names: SourceNames, info: ArtifactInfo, weights: We
         names: symbols.
         info: what the binary says of itself.
         weights: where they are.
+        work: what the model does; calls of the kernels in order unless given.
     """
-    parts = [_HEAD, _constants(names, weights)]
-    signatures = {s: len(c.arguments) for s, c in zip(names.symbols, plan.calls, strict=True)}
+    done = _steps(plan, names.symbols) if work is None else work
+    return "".join(
+        [
+            _HEAD,
+            _constants(names, weights),
+            done.definitions,
+            _tensors("input", plan.inputs, names.inputs),
+            _tensors("output", plan.outputs, names.outputs),
+            _model(plan, names, info, weights, done),
+        ]
+    )
+
+
+def _steps(plan: Plan, symbols: tuple[str, ...]) -> Work:
+    """Functions of the processor, one after another."""
+    signatures = {s: len(c.arguments) for s, c in zip(symbols, plan.calls, strict=True)}
+    parts = []
     for symbol, count in signatures.items():
         pointers = "".join("void *, " for _ in range(count))
         parts.append(f"extern int {symbol}({pointers}int32_t, int32_t);\n")
     parts.append("\n")
-    for index, (symbol, call) in enumerate(zip(names.symbols, plan.calls, strict=True)):
+    for index, (symbol, call) in enumerate(zip(symbols, plan.calls, strict=True)):
         parts.append(_step(index, symbol, call))
     parts.append(_steps_table(plan))
-    parts.append(_tensors("input", plan.inputs, names.inputs))
-    parts.append(_tensors("output", plan.outputs, names.outputs))
-    parts.append(_model(plan, names, info, weights))
-    return "".join(parts)
+    return Work("".join(parts), "    .steps = steps,\n")
+
+
+def included(name: str, part: str, file: str, digest: str) -> str:
+    """C that includes a file as bytes.
+
+    Args:
+        name: prefix of the model's symbols.
+        part: what the bytes are.
+        file: in the folder that is compiled in.
+        digest: its hash.
+    """
+    return _INCLUDED.format(digest=digest, name=name, part=part, file=file)
 
 
 def _constants(names: SourceNames, weights: Weights) -> str:
     part, file = ("constants", CONSTANTS_FILE) if weights.coded is None else ("coded", CODED_FILE)
-    text = _CONSTANTS.format(digest=weights.digest, name=names.model, part=part, file=file)
+    text = included(names.model, part, file, weights.digest)
     return text if weights.coded is None else text + f"SHOHIN_DECLARE_RUNTIME({names.model});\n\n"
 
 
@@ -130,7 +174,7 @@ def _address(place: Placement) -> str:
 
 def _steps_table(plan: Plan) -> str:
     rows = [
-        f"    {{step_{i}, {call.extent}, {call.max_parts}, {_text(call.label)}}},\n"
+        f"    {{step_{i}, {call.extent}, {call.max_parts}, {c_string(call.label)}}},\n"
         for i, call in enumerate(plan.calls)
     ]
     filler = "" if rows else '    {0, 0, 0, ""},\n'
@@ -144,7 +188,7 @@ def _tensors(kind: str, values: list[Value], names: tuple[str, ...]) -> str:
         shapes.append(f"static const int64_t {kind}_shape_{index}[] = {{{sizes}}};\n")
         dtype = _DTYPES[dtype_text(value.dtype)]
         rows.append(
-            f"    {{{_text(name)}, {dtype}, {len(value.shape)}, {kind}_shape_{index}, "
+            f"    {{{c_string(name)}, {dtype}, {len(value.shape)}, {kind}_shape_{index}, "
             f"{value.bytes}}},\n"
         )
     alignment = ", ".join("64" for _ in values)
@@ -155,16 +199,16 @@ def _tensors(kind: str, values: list[Value], names: tuple[str, ...]) -> str:
     )
 
 
-def _model(plan: Plan, names: SourceNames, info: ArtifactInfo, weights: Weights) -> str:
+def _model(plan: Plan, names: SourceNames, info: ArtifactInfo, weights: Weights, work: Work) -> str:
     # Steps have functions of their own; all about them is in the trailer.
     metadata = manifest_of(replace(info, steps=()), names.model)
     facts = {
         "abi_version": "SHOHIN_ABI_VERSION",
-        "name": _text(names.model),
-        "version": _text(info.tools["shohin"]),
-        "target": _text(info.target),
-        "content_hash": _text(info.content_hash),
-        "metadata": _text(json.dumps(metadata, sort_keys=True)),
+        "name": c_string(names.model),
+        "version": c_string(info.tools["shohin"]),
+        "target": c_string(info.target),
+        "content_hash": c_string(info.content_hash),
+        "metadata": c_string(json.dumps(metadata, sort_keys=True)),
         "input_count": len(plan.inputs),
         "output_count": len(plan.outputs),
         "inputs": "inputs",
@@ -178,10 +222,10 @@ def _model(plan: Plan, names: SourceNames, info: ArtifactInfo, weights: Weights)
     return (
         "static const shohin_model model = {\n"
         f"    .info = {{\n{fields}    }},\n"
-        "    .steps = steps,\n"
+        f"{work.fields}"
         f"{_weights(names, weights)}"
-        f"    .processor = {_text(info.tools['processor'])},\n"
-        f"    .needs = {_text(' '.join(info.needs))},\n"
+        f"    .processor = {c_string(info.tools['processor'])},\n"
+        f"    .needs = {c_string(' '.join(info.needs))},\n"
         "    .input_alignment = input_alignment,\n"
         "    .output_alignment = output_alignment,\n"
         "};\n\n"
@@ -199,7 +243,7 @@ def _weights(names: SourceNames, weights: Weights) -> str:
     )
 
 
-def _text(text: str) -> str:
+def c_string(text: str) -> str:
     """A C string literal in UTF-8, every byte that is not a plain character escaped."""
     return '"' + "".join(_escape(byte) for byte in text.encode()) + '"'
 

@@ -48,14 +48,21 @@ def form_of(path: Path, wanted: str | None = None) -> Form:
     return SUFFIXES[path.suffix]
 
 
-def libc_of(form: Form, wanted: str | None = None) -> Libc:
+def libc_of(form: Form, wanted: str | None = None, *, gpu: bool = False) -> Libc:
     """The C library of a form: musl in programs, which hold it, and glibc in all else.
 
+    Args:
+        form: the form.
+        wanted: the C library; by default that of the form.
+        gpu: whether it is a model for a GPU, whose driver needs glibc.
+
     Raises:
-        SpecError: when there is no such C library.
+        SpecError: when there is no such C library, or it has no driver for the GPU.
     """
     if wanted is None:
-        return "musl" if form == "exe" else "glibc"
+        return "musl" if form == "exe" and not gpu else "glibc"
+    if wanted == "musl" and gpu:
+        raise SpecError("libc", "the CUDA driver needs glibc, got 'musl'", "leave it out")
     for libc in get_args(Libc):
         if libc == wanted:
             found: Libc = libc

@@ -63,17 +63,19 @@ class Parts:
         name: prefix of the model's symbols.
         machine: family of the processor to link for.
         coded: whether the weights are coded, and so a decoder is needed.
+        gpu: whether kernels run on a GPU, in whose code there is no object file.
     """
 
     folder: Path
     name: str
     machine: Machine
     coded: bool = False
+    gpu: bool = False
 
     @property
     def runtime(self) -> tuple[str, ...]:
         """Parts of the runtime that the model needs."""
-        always = ("runtime", "texts", "processor")
+        always = ("texts", "checks", *(("cuda",) if self.gpu else ("runtime", "processor")))
         return (*always, "decode") if self.coded else always
 
     @property
@@ -119,7 +121,7 @@ def _objects(parts: Parts, libc: Libc) -> list[str]:
     for name, source in objects.items():
         if not (parts.folder / name).exists():
             _compile(parts, libc, source, name, _FAST)
-    return [*objects, parts.kernels.name]
+    return [*objects] if parts.gpu else [*objects, parts.kernels.name]
 
 
 def _compile(parts: Parts, libc: Libc, source: str, output: str, optimise: str) -> None:
@@ -134,8 +136,12 @@ def _runtime_source(part: str) -> str:
 def _link_shared(parts: Parts, output: Path, libc: Libc) -> None:
     objects = _objects(parts, libc)
     (parts.folder / "exports.map").write_text(_exports(parts.name))
-    flags = ["-shared", "-s", "-pthread", "-lm", _DROP_UNUSED, "-Wl,--version-script=exports.map"]
+    flags = ["-shared", "-s", *_libraries(parts), _DROP_UNUSED, "-Wl,--version-script=exports.map"]
     _cc(parts, libc, [*objects, *flags, "-o", str(output)])
+
+
+def _libraries(parts: Parts) -> list[str]:
+    return ["-pthread", "-lm", *(["-ldl"] if parts.gpu else [])]
 
 
 def _exports(name: str) -> str:
@@ -159,7 +165,7 @@ def _link_executable(parts: Parts, output: Path, libc: Libc) -> None:
         objects.append(f"{part}-{libc}.o")
         _compile(parts, libc, _runtime_source(part), objects[-1], _SMALL)
     # The C library is built by the same flags.
-    flags = [*_LEAN, _SMALL, "-s", "-pthread", "-lm", _DROP_UNUSED]
+    flags = [*_LEAN, _SMALL, "-s", *_libraries(parts), _DROP_UNUSED]
     flags += ["-static"] if libc == "musl" else []
     _cc(parts, libc, [*objects, *flags, "-o", str(output)])
 

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from shohin.backends.tvm import arm, armv7
+from shohin.backends.tvm.cuda.target import ARCHITECTURES
 from shohin.backends.tvm.processor import (
     Machine,
     Processor,
@@ -180,6 +181,9 @@ def host_runs(processor: str) -> str:
         return _what_lacks("aarch64", set(arm.NEEDS[processor]))
     if processor in armv7.NEEDS:
         return _what_lacks("arm", set(armv7.NEEDS[processor]))
+    if processor in ARCHITECTURES:
+        # Whether there is such a GPU is known to its driver alone, which is asked at creation.
+        return ""
     return "which this version of shohin does not know" if processor else ""
 
 

@@ -5,7 +5,7 @@ TVM, its loops are read back as stages, fused, and built as ranged kernels like 
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -29,7 +29,7 @@ from shohin.backends.tvm.generic.expressions import (
 )
 from shohin.backends.tvm.generic.importer import Inputs, import_region
 from shohin.backends.tvm.generic.inline import fuse
-from shohin.backends.tvm.generic.nests import canonical, flatten, segments
+from shohin.backends.tvm.generic.nests import Nest, canonical, flatten, segments
 from shohin.backends.tvm.generic.schedule import RangedKernel, build_loops, build_nest
 from shohin.backends.tvm.generic.stages import LoopStage, RegionReader, Stage, Storage
 from shohin.backends.tvm.generic.workload import Workload, find_workload
@@ -85,27 +85,48 @@ class RegionCode:
 
 
 @dataclass(frozen=True)
+class KernelForm:
+    """What kernels are made of a region's stages.
+
+    Attributes:
+        nest: the kernel of a nest.
+        loops: the kernel of loops that are run as they are, over flat arrays by name.
+        cut: whether nests are cut where conditions on their innermost axis change.
+    """
+
+    nest: Callable[[Nest], RangedKernel]
+    loops: Callable[[LoopStage, Mapping[str, Buffer]], RangedKernel]
+    cut: bool
+
+
+RANGES = KernelForm(build_nest, build_loops, cut=True)
+"""Functions over ranges of items, for processors."""
+
+
+@dataclass(frozen=True)
 class _RegionKey:
     """A region by its structure: equal regions share their code."""
 
     structure: str
     inputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    form: KernelForm
     module: fx.GraphModule = field(compare=False)
 
 
-def compile_region(module: fx.GraphModule, inputs: Inputs) -> RegionCode:
+def compile_region(module: fx.GraphModule, inputs: Inputs, form: KernelForm = RANGES) -> RegionCode:
     """Compile a region of ATen nodes.
 
     Args:
         module: nodes with only concrete integer arguments; placeholders in, a tuple of tensors
             out.
         inputs: shape and type of each placeholder.
+        form: what kernels are made.
 
     Raises:
         RegionError: TVM's importer or legaliser does not take the region.
     """
     fixed = tuple((tuple(shape), dtype) for shape, dtype in inputs)
-    key = _RegionKey(_structure(module), fixed, module)
+    key = _RegionKey(_structure(module), fixed, form, module)
     if any(node.op == "get_attr" for node in module.graph.nodes):
         return _compile(key)
     return _compile_cached(key)
@@ -178,7 +199,7 @@ def _compile(key: _RegionKey) -> RegionCode:
     try:
         reader = RegionReader(import_region(key.module, key.inputs))
         outputs = reader.read()
-        return _Assembler(reader.storage, outputs).assemble(reader.stages)
+        return _Assembler(reader.storage, outputs, key.form).assemble(reader.stages)
     except RefusedError as error:
         raise _region_error(f"TVM cannot compile it: {error}") from error
     # TVM raises AssertionError, KeyError, TypeError and its own kinds for what it cannot import.
@@ -193,8 +214,9 @@ def _region_error(problem: str) -> RegionError:
 class _Assembler:
     """Builds the calls of a region and gives its arrays their final names."""
 
-    def __init__(self, storage: Storage, outputs: Sequence[str]) -> None:
+    def __init__(self, storage: Storage, outputs: Sequence[str], form: KernelForm) -> None:
         self.storage = storage
+        self.form = form
         self.outputs = [storage.root(name) for name in outputs]
         self.names: dict[str, str] = {}
         for position, name in enumerate(self.outputs):
@@ -211,7 +233,7 @@ class _Assembler:
         kernels = [
             kernel
             for stage in fuse(stages, self.storage, set(self.outputs))
-            for kernel in _kernels(stage, self.storage, flat)
+            for kernel in _kernels(stage, self.storage, flat, self.form)
         ]
         calls = tuple(self._call(kernel) for kernel in kernels)
         used = {name for kernel in kernels for name in _arrays_of(kernel)} | set(self.outputs)
@@ -242,19 +264,20 @@ class _Assembler:
 
 
 def _kernels(
-    stage: Stage | LoopStage, storage: Storage, flat: Mapping[str, Buffer]
+    stage: Stage | LoopStage, storage: Storage, flat: Mapping[str, Buffer], form: KernelForm
 ) -> list[RangedKernel]:
     if isinstance(stage, LoopStage):
         _refuse_runtime_calls(stage.body)
         if contains(stage.body, tirx.AllocBuffer):
             raise RefusedError("it needs scratch memory from TVM's runtime")
-        return [build_loops(_flatten_loops(stage, storage, flat), flat)]
+        return [form.loops(_flatten_loops(stage, storage, flat), flat)]
     if any(axis.extent == 0 for axis in stage.axes):
         return []
     for expression in stage.expressions():
         _refuse_runtime_calls(expression)
     nest = canonical(flatten(stage, storage, flat))
-    kernels = [build_nest(canonical(part)) for part in segments(nest)]
+    parts = segments(nest) if form.cut else [nest]
+    kernels = [form.nest(canonical(part)) for part in parts]
     if len(kernels) == 1 and nest.combine:
         return [replace(kernels[0], workload=find_workload(stage, storage))]
     return kernels

@@ -44,8 +44,8 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Kernel(ABC):
-    """A kernel instance: a template with its shapes fixed. Equal kernels share their code."""
+class Template(ABC):
+    """A kernel instance: a template with its shapes fixed. Equal ones share their code."""
 
     tiling: ClassVar[frozenset[str]] = frozenset()
     """Names of the fields that variants differ in."""
@@ -55,14 +55,38 @@ class Kernel(ABC):
     def family(self) -> str:
         """Name of the template, part of the symbol's name."""
 
+    @abstractmethod
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The pointer parameters in order; the output is the last."""
+
+    @abstractmethod
+    def build(self) -> Any:
+        """The kernel as a TIR PrimFunc."""
+
+    def tile_text(self) -> str:
+        """The tile shape in a few characters; variants differ in it and in nothing else."""
+        return ""
+
+    def problem(self) -> str:
+        """Text that is the same for all variants and different for everything else."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.tiling}
+        return f"{self.family} {values}"
+
+    def declare(self) -> tuple[Buffer, ...]:
+        """The buffers of the function that is being built."""
+        return tuple(
+            T.arg(p.name, T.buffer(p.shape, p.dtype, buffer_name=p.name)) for p in self.parameters()
+        )
+
+
+@dataclass(frozen=True)
+class Kernel(Template):
+    """A kernel of a processor: a function over a range of independent work items."""
+
     @property
     @abstractmethod
     def extent(self) -> int:
         """Number of independent work items."""
-
-    @abstractmethod
-    def parameters(self) -> tuple[Parameter, ...]:
-        """The pointer parameters in order; the output is the last."""
 
     @abstractmethod
     def emit(self, item: Expr, buffers: tuple[Buffer, ...]) -> None:
@@ -85,24 +109,12 @@ class Kernel(ABC):
         """Arrays to measure with, by parameter, where any numbers will not do: lists of indices."""
         return {}
 
-    def tile_text(self) -> str:
-        """The tile shape in a few characters; variants differ in it and in nothing else."""
-        return ""
-
-    def problem(self) -> str:
-        """Text that is the same for all variants and different for everything else."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.tiling}
-        return f"{self.family} {values}"
-
     def build(self) -> Any:
         """The kernel as a TIR PrimFunc over ``[begin, end)``."""
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name(self.family)
             T.func_attr({"tirx.noalias": True})
-            buffers = tuple(
-                T.arg(p.name, T.buffer(p.shape, p.dtype, buffer_name=p.name))
-                for p in self.parameters()
-            )
+            buffers = self.declare()
             begin, end = T.arg("begin", T.int32()), T.arg("end", T.int32())
             # From zero: TVM moves a loop to zero without moving the bounds of loops inside it.
             with T.serial(0, end - begin) as index:

@@ -19,7 +19,7 @@ def place_region(planner: Planner, op: Region) -> None:
     places |= {name: _constant(planner, array) for name, array in code.constants.items()}
     places |= _results(planner, op, code)
     for name, (shape, dtype) in code.temporaries.items():
-        places[name] = planner.new_buffer(_bytes(shape, dtype))
+        places[name] = planner.new_buffer(bytes_of(shape, dtype))
     for call in map(planner.tuner.searcher.choose, code.calls):
         arguments = [places[name] for name in call.arguments]
         label = f"{op.label} ({call.label})"
@@ -40,7 +40,8 @@ def _results(planner: Planner, op: Region, code: RegionCode) -> dict[str, Placem
     }
 
 
-def _bytes(shape: tuple[int, ...], dtype: str) -> int:
+def bytes_of(shape: tuple[int, ...], dtype: str) -> int:
+    """Size of an array of a region."""
     width = 1 if dtype == "bool" else int("".join(c for c in dtype if c.isdigit())) // 8
     for size in shape:
         width *= size

@@ -68,7 +68,9 @@ typedef enum shohin_status {
     SHOHIN_BUSY = 4,            /* the instance is in use by another thread; nothing was done */
     SHOHIN_DAMAGED_WEIGHTS = 5, /* the coded weights in the binary are not what they should be */
     SHOHIN_WRONG_SIZE = 6,      /* an array is not as large as the model's; nothing was done */
-    SHOHIN_UNSUPPORTED_PROCESSOR = 7 /* it lacks instructions that the model was compiled with */
+    SHOHIN_UNSUPPORTED_PROCESSOR = 7, /* it lacks what the model was compiled for */
+    SHOHIN_NO_DEVICE = 8,     /* no driver of the GPU, or no GPU */
+    SHOHIN_DEVICE_FAILURE = 9 /* the GPU's driver reported a failure */
 } shohin_status;
 
 /* One input or output: a dense array in C (row-major) order, little endian. */
@@ -111,7 +113,8 @@ typedef struct shohin_instance shohin_instance;
  * NAME_info         Describes the model. Never NULL.
  * NAME_create       Creates an instance that runs on `threads` threads, the caller's among them;
  *                   0 or less means as many as there are processors to run on. Threads that no
- *                   step of the model could use are not started. On failure *out is NULL.
+ *                   step of the model could use are not started. A model for a GPU takes the
+ *                   first that the driver shows, whatever the number. On failure *out is NULL.
  * NAME_run          Runs the model once. `inputs` and `outputs` hold one pointer per tensor in
  *                   the order of NAME_info(). Any alignment is accepted; a pointer that is less
  *                   aligned than the kernels need (64 bytes always suffices) costs a copy.

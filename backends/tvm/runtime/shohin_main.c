@@ -84,7 +84,8 @@ static int out_of_memory(void) { return complain(EXIT_INTERNAL, "out of memory")
 
 static int report_status(const char *action, shohin_status status) {
     const int code =
-        status == SHOHIN_UNSUPPORTED_PROCESSOR ? EXIT_UNSUITED : EXIT_INTERNAL;
+        status == SHOHIN_UNSUPPORTED_PROCESSOR || status == SHOHIN_NO_DEVICE ? EXIT_UNSUITED
+                                                                            : EXIT_INTERNAL;
     return complain(code, "%s: %s", action, MODEL(last_error)());
 }
 

@@ -412,39 +412,6 @@ static bool prepare_stage(void **stage, size_t alignment, size_t bytes) {
     return *stage != NULL;
 }
 
-/* Refuses an array of pointers that is NULL or has one that is; `kind` is "input" or "output". */
-static shohin_status check_pointers(const char *kind, const void *const *pointers,
-                                    const shohin_tensor_info *tensors, int32_t count) {
-    if (count > 0 && pointers == NULL) {
-        return fail(SHOHIN_INVALID_ARGUMENT, "the array of ", kind, " pointers is NULL");
-    }
-    for (int32_t i = 0; i < count; ++i) {
-        if (pointers[i] == NULL) {
-            const char *const parts[] = {"the pointer of ", kind, " '", tensors[i].name,
-                                         "' is NULL", NULL};
-            return RUNTIME(fail)(SHOHIN_INVALID_ARGUMENT, parts);
-        }
-    }
-    return SHOHIN_OK;
-}
-
-static shohin_status check_sizes(const char *kind, const size_t *bytes,
-                                 const shohin_tensor_info *tensors, int32_t count) {
-    if (count > 0 && bytes == NULL) {
-        return fail(SHOHIN_INVALID_ARGUMENT, "the ", kind, " sizes are NULL");
-    }
-    for (int32_t i = 0; i < count; ++i) {
-        if (bytes[i] != tensors[i].bytes) {
-            char wanted[SHOHIN_DIGITS], given[SHOHIN_DIGITS];
-            const char *const parts[] = {kind, " '", tensors[i].name, "': expected ",
-                                         RUNTIME(decimal)(wanted, tensors[i].bytes),
-                                         " bytes, got ", RUNTIME(decimal)(given, bytes[i]), NULL};
-            return RUNTIME(fail)(SHOHIN_WRONG_SIZE, parts);
-        }
-    }
-    return SHOHIN_OK;
-}
-
 /* Chooses the memory that the kernels read. */
 static shohin_status bind_inputs(shohin_instance *instance, const void *const *inputs) {
     const shohin_model *model = instance->model;
@@ -511,12 +478,7 @@ static shohin_status run_checked(shohin_instance *instance, const void *const *i
     if (instance == NULL) {
         return fail(SHOHIN_INVALID_ARGUMENT, "the instance is NULL", NULL, NULL);
     }
-    const shohin_info *info = &instance->model->info;
-    shohin_status status = check_pointers("input", inputs, info->inputs, info->input_count);
-    if (status == SHOHIN_OK) {
-        status = check_pointers("output", (const void *const *)outputs, info->outputs,
-                                info->output_count);
-    }
+    shohin_status status = RUNTIME(check_pointers)(&instance->model->info, inputs, outputs);
     if (status != SHOHIN_OK) {
         return status;
     }
@@ -546,11 +508,7 @@ shohin_status RUNTIME(run_sized)(shohin_instance *instance, const void *const *i
                                  const size_t *output_bytes) {
     shohin_status status = SHOHIN_OK;
     if (instance != NULL) {
-        const shohin_info *info = &instance->model->info;
-        status = check_sizes("input", input_bytes, info->inputs, info->input_count);
-        if (status == SHOHIN_OK) {
-            status = check_sizes("output", output_bytes, info->outputs, info->output_count);
-        }
+        status = RUNTIME(check_sizes)(&instance->model->info, input_bytes, output_bytes);
     }
     return status == SHOHIN_OK ? run_checked(instance, inputs, outputs, NULL) : status;
 }

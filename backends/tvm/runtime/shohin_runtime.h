@@ -46,9 +46,44 @@ typedef struct shohin_step {
 typedef shohin_status (*shohin_decoder)(const unsigned char *coded, size_t coded_bytes,
                                         char *weights, size_t weight_bytes, int32_t threads);
 
+/* Which memory of the GPU an argument of a kernel lies in. */
+typedef enum shohin_place {
+    SHOHIN_IN_ARENA = 0,
+    SHOHIN_IN_CONSTANTS = 1,
+    SHOHIN_IN_INPUT = 2,
+    SHOHIN_IN_OUTPUT = 3
+} shohin_place;
+
+typedef struct shohin_argument {
+    shohin_place place;
+    int32_t index; /* of the input or output */
+    size_t offset;
+} shohin_argument;
+
+/* One step of a model for a GPU: a grid of blocks of threads. */
+typedef struct shohin_launch {
+    const char *kernel; /* its symbol in the image */
+    uint32_t grid[3];
+    uint32_t threads; /* of a block */
+    int32_t first_argument;
+    int32_t argument_count;
+    const char *label;
+} shohin_launch;
+
+/* What a model for a GPU has instead of steps. */
+typedef struct shohin_device_code {
+    const unsigned char *image; /* a fat binary */
+    const char *arch;           /* that it was compiled for, e.g. "sm_80" */
+    int32_t capability;         /* ten times the least compute capability, e.g. 80 */
+    const shohin_launch *launches; /* info.step_count */
+    const shohin_argument *arguments;
+
+} shohin_device_code;
+
 typedef struct shohin_model {
     shohin_info info;
-    const shohin_step *steps; /* info.step_count */
+    const shohin_step *steps; /* info.step_count; NULL for a GPU */
+    const shohin_device_code *device; /* NULL for a processor */
     const char *constants;    /* NULL where they are coded */
     shohin_decoder decode;    /* NULL where they are not */
     const unsigned char *coded;
@@ -58,6 +93,9 @@ typedef struct shohin_model {
     const size_t *input_alignment; /* one per tensor, powers of two; NULL when there is none */
     const size_t *output_alignment;
 } shohin_model;
+
+/* The most arrays that a kernel of a GPU takes. */
+enum { SHOHIN_MOST_ARGUMENTS = 64 };
 
 /* Room for a decimal number and the zero behind it. */
 enum { SHOHIN_DIGITS = 21 };
@@ -79,6 +117,10 @@ enum { SHOHIN_DIGITS = 21 };
     SHOHIN_HIDDEN void NAME##_shohin_destroy(shohin_instance *instance);                          \
     SHOHIN_HIDDEN const char *NAME##_shohin_status_text(shohin_status status);                    \
     SHOHIN_HIDDEN const char *NAME##_shohin_last_error(void);                                     \
+    SHOHIN_HIDDEN shohin_status NAME##_shohin_check_pointers(                                     \
+        const shohin_info *info, const void *const *inputs, void *const *outputs);                \
+    SHOHIN_HIDDEN shohin_status NAME##_shohin_check_sizes(                                        \
+        const shohin_info *info, const size_t *input_bytes, const size_t *output_bytes);          \
     SHOHIN_HIDDEN shohin_status NAME##_shohin_fail(shohin_status status,                          \
                                                    const char *const *parts);                     \
     SHOHIN_HIDDEN const char *NAME##_shohin_decimal(char digits[SHOHIN_DIGITS], uint64_t value);  \

@@ -60,6 +60,10 @@ const char *RUNTIME(status_text)(shohin_status status) {
         return "an array is not as large as the model's";
     case SHOHIN_UNSUPPORTED_PROCESSOR:
         return "this processor lacks instructions that the model was compiled with";
+    case SHOHIN_NO_DEVICE:
+        return "there is no CUDA driver, or no GPU";
+    case SHOHIN_DEVICE_FAILURE:
+        return "the GPU's driver reported a failure";
     }
     return "unknown status";
 }

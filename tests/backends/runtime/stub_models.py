@@ -22,7 +22,7 @@ MUSL += ["-Os", "-fno-unwind-tables", "-fno-asynchronous-unwind-tables"]
 ROWS, COLUMNS = 4, 67
 OK, INVALID_ARGUMENT, BUSY, WRONG_SIZE, UNSUPPORTED_PROCESSOR = 0, 1, 4, 6, 7
 
-PARTS = [RUNTIME / f"shohin_{part}.c" for part in ("runtime", "texts", "processor")]
+PARTS = [RUNTIME / f"shohin_{part}.c" for part in ("runtime", "texts", "checks", "processor")]
 """The runtime, without what only some models need."""
 
 

@@ -1,0 +1,1 @@
+"""NVIDIA GPUs: kernels, planning, device code, and the C that launches them."""

@@ -1,0 +1,113 @@
+"""From a program to a binary whose kernels run on a GPU."""
+
+import hashlib
+import tempfile
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from shohin.backends.base import Progress, WeightForm
+from shohin.backends.tvm.binary import Binary, Build
+from shohin.backends.tvm.compile import (
+    check_interface,
+    code_weights,
+    describe,
+    included_weights,
+    name_kernels,
+    source_names,
+    symbol_prefix,
+)
+from shohin.backends.tvm.csource import CONSTANTS_FILE, write_source
+from shohin.backends.tvm.cuda.device_code import write_source as write_device_source
+from shohin.backends.tvm.cuda.launches import IMAGE_FILE, launches_of
+from shohin.backends.tvm.cuda.lowering.lower import lower
+from shohin.backends.tvm.cuda.nvrtc import compile_source
+from shohin.backends.tvm.cuda.target import CudaTarget
+from shohin.backends.tvm.link import Parts, link
+from shohin.backends.tvm.manifest import manifest_of
+from shohin.backends.tvm.trailer import append_trailer
+from shohin.errors import SpecError
+from shohin.ir.program import Program
+
+SOURCE_FILE = "kernels.cu"
+_STAGES = ("planning", "generating code", "compiling kernels", "linking")
+
+
+def compile_program(
+    program: Program,
+    target: CudaTarget,
+    batch: int,
+    progress: Progress | None = None,
+    *,
+    weights: WeightForm = "plain",
+) -> Binary:
+    """Compile a program to a binary, held in a temporary folder until it is saved.
+
+    Args:
+        program: what to compile.
+        target: where it will run.
+        batch: size of the symbolic batch.
+        progress: called with (stages done, stages, what comes next).
+        weights: how the binary holds them.
+
+    Raises:
+        SpecError: when the batch is not a positive number.
+        UnsupportedError: listing every node that cannot be compiled.
+        ArtifactError: when NVIDIA's compiler is not installed.
+    """
+    if batch < 1:
+        raise SpecError("batch", f"expected 1 or more, got {batch}")
+    report = progress or (lambda done, total, label: None)
+    stages = iter(range(len(_STAGES)))
+
+    def begin() -> None:
+        stage = next(stages)
+        report(stage, len(_STAGES), _STAGES[stage])
+
+    folder = tempfile.TemporaryDirectory(prefix="shohin-")
+    parts = Parts(Path(folder.name), symbol_prefix(program.name), target.machine, gpu=True)
+    begin()
+    constants = parts.folder / CONSTANTS_FILE
+    plan = lower(program, target, batch, constants)
+    check_interface(plan)
+    begin()
+    kernels, symbols = name_kernels(plan, parts.name)
+    source, functions = write_device_source(kernels, target.arch)
+    (parts.folder / SOURCE_FILE).write_text(source)
+    begin()
+    code = compile_source(source, target.arch)
+    (parts.folder / IMAGE_FILE).write_bytes(code.image)
+    if weights == "compressed":
+        parts = replace(parts, coded=True)
+        constants = code_weights(plan, parts, weights, lambda text: report(2, len(_STAGES), text))
+    begin()
+    described = describe(program, target, batch, plan)
+    info = replace(
+        described,
+        weights=weights,
+        weight_bytes=constants.stat().st_size,
+        tools={**described.tools, "nvrtc": _compiler_version()},
+    )
+    launches = launches_of(
+        plan,
+        [functions[symbol] for symbol in symbols],
+        parts.name,
+        target,
+        hashlib.sha256(code.image).hexdigest(),
+    )
+    names = source_names(parts, symbols, info)
+    text = write_source(plan, names, info, included_weights(parts, info, constants), launches)
+    parts.source.write_text(text)
+    library = parts.folder / "model.so"
+    link(parts, "so", library, "glibc")
+    append_trailer(library, manifest_of(info, parts.name))
+    report(len(_STAGES), len(_STAGES), "done")
+    build = Build(folder, parts, plan.arena_bytes, plan.constants.size)
+    return Binary(info, library, parts.name, build)
+
+
+def _compiler_version() -> str:
+    try:
+        return version("nvidia-cuda-nvrtc")
+    except PackageNotFoundError:
+        return "the system's"

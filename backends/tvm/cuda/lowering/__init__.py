@@ -1,0 +1,1 @@
+"""From operations to launches of CUDA kernels."""
