@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-from tvm import tirx
+from tvm import s_tir, tirx
 
 _PRELUDE = Path(__file__).parent / "shohin_device.cuh"
 _POINTER = "_ptr"
@@ -15,12 +15,8 @@ _ON_DEVICE = 2
 """TVM's calling convention of functions that run on the GPU."""
 
 
-# Registers are the kernel's own affair: rewriting storage would share them among tiles. Loops are
-# unrolled by the CUDA compiler, which is faster at it.
-_CONFIGURATION = {
-    "tirx.disable_storage_rewrite": True,
-    "tirx.UnrollLoop": {"explicit_unroll": False},
-}
+_CONFIGURATION = {"tirx.UnrollLoop": {"explicit_unroll": False}}
+"""Loops are unrolled by the CUDA compiler, which is faster at it."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +71,42 @@ def _target(arch: str) -> Any:
 def _device_function(function: Any, target: Any) -> tuple[str, Any]:
     """Lower a function; its name on the GPU, and the module that holds it alone."""
     module = tirx.transform.BindTarget(target)(tvm.IRModule({"main": function}))
-    pipeline, _, finish = tirx.get_default_tir_pipeline(target)
     with target, tvm.transform.PassContext(config=_CONFIGURATION):
-        module = pipeline(module)
-        kept = {
-            name: lowered
-            for name, lowered in module.functions.items()
-            if int(lowered.attrs["calling_conv"]) == _ON_DEVICE
-        }
-        ((_, lowered),) = kept.items()
-        return str(lowered.attrs["global_symbol"]), finish()(tvm.IRModule(kept))
+        module = tvm.transform.Sequential(_passes())(module)
+    kept = {
+        name: lowered
+        for name, lowered in module.functions.items()
+        if lowered.attrs.get("calling_conv") == _ON_DEVICE
+    }
+    ((_, lowered),) = kept.items()
+    return str(lowered.attrs["global_symbol"]), tvm.IRModule(kept)
+
+
+@lru_cache(maxsize=1)
+def _passes() -> list[Any]:
+    """Those of TVM's own pipeline that kernels need.
+
+    They have no blocks of schedules and synchronise themselves; compacting their buffers alone
+    would take most of the time, and functions for the processor are not made.
+    """
+    return [
+        s_tir.transform.UnifyThreadBinding(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.AnnotateEntryFunc(),
+        tirx.transform.SplitHostDevice(),
+        tirx.transform.LowerIntrin(),
+    ]
 
 
 def _source_of(module: Any, target: Any) -> str:

@@ -26,6 +26,19 @@ SHOHIN_FUNCTION float shohin_larger(float held, float value) {
     return value > held || value != value ? value : held;
 }
 
+/* Four bytes that lie side by side, at a multiple of four. */
+SHOHIN_FUNCTION int shohin_word_at(const int8_t *first) { return *(const int *)first; }
+
+/* Four floats that lie side by side, at a multiple of four. */
+SHOHIN_FUNCTION int shohin_load_four(float *to, const float *first) {
+    const float4 four = *(const float4 *)first;
+    to[0] = four.x;
+    to[1] = four.y;
+    to[2] = four.z;
+    to[3] = four.w;
+    return 0;
+}
+
 /* Over the threads of a warp, for all of them; all have to call. */
 SHOHIN_FUNCTION float shohin_warp_sum(float value) {
     for (int apart = 16; apart > 0; apart /= 2) {

@@ -152,7 +152,7 @@ class VectorProduct(WarpKernel):
         """Four weights of a group, or one word of four bytes."""
         index, at, word, group = place
         if self.form == "float":
-            return [weights[index, at * _FOUR + i] for i in range(_FOUR)]
+            return _four_at(weights, [index, at * _FOUR])
         if self.form == "bytes":
             return [word]
         if self.form == "ternary-bytes":
@@ -186,20 +186,22 @@ class VectorProduct(WarpKernel):
     ) -> None:
         factors = [T.bind(weight) for weight in weights]
         for row in range(self.rows):
-            places = [first + (row * self.depth + i) for i in range(_FOUR)]
-            zero = T.int8(0) if self._integers else T.float32(0)
-            values = [
-                T.if_then_else(first + i < self.depth, x[place], zero) if guarded else x[place]
-                for i, place in enumerate(places)
-            ]
+            place = T.bind(first + row * self.depth)
             if self._integers:
-                aligned = not guarded
-                word = _word_at(x, places[0]) if aligned else _joined(values)
-                total = device_call("int32", "__dp4a", factors[0], word, sums[row])
-                store(sums, [row], total)
+                word = self._guarded_word(x, first, place) if guarded else _word_at(x, place)
+                store(sums, [row], device_call("int32", "__dp4a", factors[0], word, sums[row]))
                 continue
+            values = self._guarded(x, first, place) if guarded else _four_at(x, [place])
             for value, factor in zip(values, factors, strict=True):
                 store(sums, [row], sums[row] + value * factor)
+
+    def _guarded(self, x: Buffer, first: Expr, place: Expr) -> list[Expr]:
+        """Four inputs, zeros for those that do not exist."""
+        zero = T.int8(0) if self._integers else T.float32(0)
+        return [T.if_then_else(first + i < self.depth, x[place + i], zero) for i in range(_FOUR)]
+
+    def _guarded_word(self, x: Buffer, first: Expr, place: Expr) -> Expr:
+        return _joined(self._guarded(x, first, place))
 
     def pack(self, weight: Array) -> Array:
         """The weights, their codes or indices, as the kernel reads them.
@@ -232,7 +234,15 @@ class VectorProduct(WarpKernel):
 
 def _word_at(x: Buffer, place: Expr) -> Expr:
     """Four bytes that lie side by side, at a multiple of four."""
-    return T.reinterpret("int32", x[T.ramp(place, 1, _FOUR)])
+    return device_call("int32", "shohin_word_at", T.address_of(x[place]))
+
+
+def _four_at(x: Buffer, place: list[Expr]) -> list[Expr]:
+    """Four floats that lie side by side, at a multiple of four."""
+    four = local(_FOUR)
+    addresses = T.address_of(four[0]), T.address_of(x[tuple(place)])
+    T.evaluate(T.call_extern("int32", "shohin_load_four", *addresses))
+    return [four[i] for i in range(_FOUR)]
 
 
 def _joined(values: list[Expr]) -> Expr:

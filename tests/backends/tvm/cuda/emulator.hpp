@@ -12,6 +12,10 @@ struct emulated_index {
     int x, y, z;
 };
 
+struct float4 {
+    float x, y, z, w;
+};
+
 extern "C" {
 extern emulated_index emulated_thread, emulated_block;
 void emulated_block_barrier(void);
