@@ -56,7 +56,7 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_built_in_targets() -> None:
-    assert target_kinds()[:4] == ("cpu", "arm", "armv7", "reference")
+    assert target_kinds()[:5] == ("cpu", "arm", "armv7", "cuda", "reference")
     target = parse_target(" cpu{ threads=2 arch=x86-64-v3 } ")
     assert target.text == "cpu{arch=x86-64-v3 threads=2}"
     assert target.backend.name == "tvm"
@@ -68,8 +68,8 @@ def test_built_in_targets() -> None:
 @pytest.mark.parametrize(
     ("text", "problem", "column"),
     [
-        ("cpuu", "unknown target 'cpuu'; did you mean 'cpu'?", 0),
-        ("cuda", "unknown target 'cuda'", 0),
+        ("cpuu", "unknown target 'cpuu'; did you mean 'cpu' or 'cuda'?", 0),
+        ("vulkan", "unknown target 'vulkan'", 0),
         ("cpu{thread=2}", "unknown option 'thread' of target 'cpu'; did you mean 'threads'?", 4),
         ("cpu{threads=two}", "option 'threads' of target 'cpu': expected int, got 'two'", 12),
         ("cpu{threads=300}", "expected threads from 1 to 256, got 300", 12),
@@ -94,7 +94,7 @@ def test_empty_text() -> None:
 
 def test_backend_of_another_package(offer) -> None:
     offer(f"{__name__}:NpuBackend")
-    assert target_kinds() == ("cpu", "arm", "armv7", "reference", "npu")
+    assert target_kinds() == ("cpu", "arm", "armv7", "cuda", "reference", "npu")
     target = parse_target("npu{model=large cores=4}")
     assert isinstance(target.backend, NpuBackend)
     assert target.text == "npu{cores=4 model=large}"

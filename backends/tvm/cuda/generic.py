@@ -69,7 +69,7 @@ def _grid(item: Expr, body: Stmt, parameters: Sequence[Buffer], count: int) -> t
     block, thread = tirx.Var("block", "int32"), tirx.Var("thread", "int32")
     body = substitute(body, {item: block * THREADS + thread})
     if count % THREADS:
-        body = tirx.IfThenElse(block * THREADS + thread < count, body)
+        body = tirx.IfThenElse(block * THREADS + thread < count, body, None)
     for variable, tag, extent in (
         (thread, "threadIdx.x", THREADS),
         (block, "blockIdx.x", blocks),

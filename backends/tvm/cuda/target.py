@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 from shohin.backends.tvm.processor import Machine
 from shohin.errors import SpecError, near_name_hint
@@ -55,9 +55,6 @@ class CudaTarget:
         if self.arch not in ARCHITECTURES:
             hint = near_name_hint(self.arch, tuple(ARCHITECTURES))
             raise SpecError("target cuda", f"unknown arch '{self.arch}'", hint)
-        if self.host not in get_args(Host):
-            hint = near_name_hint(self.host, get_args(Host))
-            raise SpecError("target cuda", f"unknown host '{self.host}'", hint)
 
     @classmethod
     def variants(cls) -> "tuple[CudaTarget, ...]":

@@ -5,7 +5,9 @@ and of every group the inputs that a thread multiplies lie next to those of its 
 ``i`` of group ``g`` in word ``32 * t + l`` belongs to input ``128 * (G * t + g) + 4 * l + i``.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -98,7 +100,7 @@ class VectorProduct(WarpKernel):
         number, total = ("int8", "int32") if self._integers else ("float32", "float32")
         weights = Parameter("w", (self.outputs, words), "int32")
         if self.form == "float":
-            weights = Parameter("w", (self.outputs, words * _FOUR))
+            weights = Parameter("w", (self.outputs, ceil_div(self.depth, _FOUR) * _FOUR))
         meaning = {
             "ternary-float": (Parameter("values", (self.outputs, 2)),),
             "ternary-bytes": (Parameter("table", (self.outputs,), "int32"),),
@@ -131,9 +133,8 @@ class VectorProduct(WarpKernel):
             word = None if self.form == "float" else T.bind(weights[index, place])
             for group in range(_GROUPS[self.form]):
                 first = (turn * _GROUPS[self.form] + group) * (_FOUR * WARP) + lane * _FOUR
-                self._add_group(x, sums, T.bind(first), self._weights(
-                    weights, meaning, (index, place, word, group)
-                ))  # fmt: skip
+                found = partial(self._weights, weights, meaning, (index, place, word, group))
+                self._add_group(x, sums, T.bind(first), found)
         for row in range(self.rows):
             total = warp_total(sums[row]) if self._integers else warp_sum(sums[row])
             total = total * factors[index] if factors is not None else total
@@ -172,14 +173,16 @@ class VectorProduct(WarpKernel):
         negative = T.Select(code == 2, values[index, 1], T.float32(0))  # type: ignore[index]
         return T.Select(code == 1, values[index, 0], negative)  # type: ignore[index]
 
-    def _add_group(self, x: Buffer, sums: Buffer, first: Expr, weights: list[Expr]) -> None:
+    def _add_group(
+        self, x: Buffer, sums: Buffer, first: Expr, weights: Callable[[], list[Expr]]
+    ) -> None:
         """Add the products of four inputs of every row."""
         whole = self.depth % (_FOUR * WARP * _GROUPS[self.form]) == 0
         if whole:
-            self._add_inside(x, sums, first, weights, guarded=False)
+            self._add_inside(x, sums, first, weights(), guarded=False)
             return
         with T.If(first < self.depth), T.Then():
-            self._add_inside(x, sums, first, weights, guarded=self.depth % _FOUR != 0)
+            self._add_inside(x, sums, first, weights(), guarded=self.depth % _FOUR != 0)
 
     def _add_inside(
         self, x: Buffer, sums: Buffer, first: Expr, weights: list[Expr], *, guarded: bool
@@ -211,6 +214,7 @@ class VectorProduct(WarpKernel):
         """
         groups = _GROUPS[self.form]
         width = self._turns * WARP * groups * _FOUR
+        width = ceil_div(self.depth, _FOUR) * _FOUR if self.form == "float" else width
         full = np.zeros((self.outputs, width), weight.dtype)
         full[:, : self.depth] = weight
         if self.form == "float":

@@ -17,13 +17,6 @@ _FUNCTION = re.compile(
 )
 
 
-def emulated_driver(binary, folder):
-    """A folder with a CUDA driver that knows the kernels of a binary."""
-    source = binary._build.parts.folder / SOURCE_FILE
-    build_driver(source.read_text(), folder)
-    return folder
-
-
 def build_driver(source, folder):
     """Compile kernels for the processor, and link them with the emulator."""
     calls, rows = [], []
@@ -61,29 +54,41 @@ def _zig(*arguments):
 
 
 def run_emulated(binary, inputs, folder, **settings):
-    """The first output of a binary on an emulated GPU."""
+    """The outputs of a binary on an emulated GPU, in order."""
     done = start_emulated(binary, inputs, folder, **settings)
     assert done.returncode == 0, done.stderr
-    return torch.from_numpy(np.load(folder / "output_0.npy"))
+    names = [f"output_{index}.npy" for index in range(len(binary.info.outputs))]
+    return [torch.from_numpy(np.load(folder / name)) for name in names]
 
 
 def start_emulated(binary, inputs, folder, *options, driver=True, **settings):
-    """Run a binary's program with arrays as files; how it ended."""
-    folder.mkdir(exist_ok=True)
-    program = folder / "program"
-    if not program.exists():
-        binary.save(program)
-        emulated_driver(binary, folder)
-    files = []
-    for index, tensor in enumerate(inputs):
-        files.append(folder / f"input_{index}.npy")
-        np.save(files[-1], tensor.numpy())
-    outputs = [part for name in ["output_0"] for part in ("--output", folder / f"{name}.npy")]
+    """Run a binary's program with arrays as files; how it ended.
+
+    Args:
+        binary: for a GPU.
+        inputs: what goes in.
+        folder: where files are written; the program of a binary is linked once.
+        options: of the program.
+        driver: whether it finds the emulated driver.
+        settings: of the emulator, without their prefix.
+    """
+    if not (folder / "program").exists():
+        binary.save(folder / "program")
+        source = binary._build.parts.folder / SOURCE_FILE
+        (folder / "driver").mkdir()
+        build_driver(source.read_text(), folder / "driver")
+    files = [folder / f"input_{index}.npy" for index in range(len(inputs))]
+    for file, tensor in zip(files, inputs, strict=True):
+        np.save(file, tensor.numpy())
+    outputs = [f"--output={folder / f'output_{i}.npy'}" for i in range(len(binary.info.outputs))]
     environment = {key: value for key, value in os.environ.items() if key != "LD_LIBRARY_PATH"}
     if driver:
-        environment["LD_LIBRARY_PATH"] = str(folder)
+        environment["LD_LIBRARY_PATH"] = str(folder / "driver")
     environment |= {f"EMULATED_{key.upper()}": str(value) for key, value in settings.items()}
-    command = [str(program), *outputs, *options, *files]
     return subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, check=False, env=environment
+        [str(folder / "program"), *outputs, *options, *map(str, files)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )

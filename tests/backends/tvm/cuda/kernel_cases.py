@@ -113,8 +113,8 @@ def _meant(codes, pairs):
     return np.where(codes > 0, above, np.where(codes < 0, below, 0)).astype(pairs.dtype)
 
 
-def byte_convolution(unit, tile, form="bytes", groups=1, scaled=False, channels=10, filters=38):
-    batch, geometry = 2, GEOMETRY
+def byte_convolution(unit, tile, form="bytes", groups=1, scaled=False):
+    batch, channels, filters, geometry = 2, 10, 38, GEOMETRY
     depth = channels // groups * geometry.kernel[0] * geometry.kernel[1]
     x = integers(1, -128, 127, batch, channels, *geometry.size)
     bias = integers(3, -500, 500, filters, dtype=np.int32)

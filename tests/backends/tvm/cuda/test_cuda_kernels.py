@@ -5,9 +5,11 @@ import pytest
 from emulated_kernels import EmulatedKernels
 from kernel_cases import all_cases
 
+from shohin.backends.tvm.cuda import nvrtc
 from shohin.backends.tvm.cuda.device_code import write_source
 from shohin.backends.tvm.cuda.nvrtc import compile_source
 from shohin.backends.tvm.cuda.target import ARCHITECTURES, CudaTarget
+from shohin.errors import ArtifactError
 
 CASES = all_cases()
 
@@ -49,4 +51,39 @@ def test_no_registers_are_spilled(arch):
         assert used.registers * one.threads <= 65536, name
         assert used.shared_bytes <= 48 << 10, name
     assert code.image[:4] == bytes.fromhex("50ed55ba")
-    assert compile_source(source, arch).image == code.image
+
+
+def test_the_same_kernels_are_the_same_bytes():
+    sources = [
+        write_source(
+            {name: CASES[name].kernel.build() for name in ("softmax_True", "window")}, arch
+        )
+        for arch in ("sm_80", "sm_80", "sm_90")
+    ]
+    images = [
+        compile_source(source, arch).image
+        for (source, _), arch in zip(sources, ("sm_80", "sm_80", "sm_90"), strict=True)
+    ]
+    assert images[0] == images[1] != images[2]
+
+
+def test_what_the_compiler_refuses_is_told():
+    with pytest.raises(ArtifactError, match=r"CUDA compiler: refused the kernels: model.cu\(1\)"):
+        compile_source("no kernel", "sm_80")
+
+
+@pytest.mark.parametrize(
+    ("library", "package"), [("libnvrtc", "nvidia-cuda-nvrtc"), ("libnvfatbin", "nvidia-nvfatbin")]
+)
+def test_a_compiler_that_is_not_installed_is_named(library, package, monkeypatch):
+    def missing(path):
+        raise OSError(path)
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    nvrtc._library.cache_clear()
+    with pytest.raises(ArtifactError) as caught:
+        nvrtc._library(library)
+    assert str(caught.value) == (
+        f"library {library}: is not installed; compiling for GPUs needs {package}"
+        "; pip install 'shohin[cuda]'"
+    )
