@@ -70,6 +70,12 @@ class WeightedProduct(TiledProduct):
         value = finish(self.steps, total + bias[channel], operands, place, channel)
         put(buffers[-1], place, value, self.result)
 
+    def biased(self, buffers: tuple[Buffer, ...], channel: Expr, total: Expr) -> Expr:
+        """A sum with its bias; zero for a channel that does not exist."""
+        bias = self._split(buffers)[1][0]
+        zero = _zero(self.source)
+        return T.if_then_else(channel < self._outputs, total + bias[channel], zero)
+
     def _gathered(self, word: Expr, element: "Gather") -> Expr:
         """A word of the right operand: a float, or four bytes."""
         if self.word == "float32":

@@ -82,7 +82,7 @@ _WARP_TILES = (
     Tile(16, 32, 1, 4),
 )
 
-_MULTIPROCESSORS = 108
+MULTIPROCESSORS = 108
 """Of the GPU that tiles are chosen for; others differ little in what pays on them."""
 
 
@@ -96,10 +96,15 @@ def choose_tile(unit: UnitName, rows: int, columns: int, batch: int) -> Tile:
     def cost(tile: Tile) -> float:
         blocks = ceil_div(rows, tile.rows) * ceil_div(columns, tile.columns) * batch
         # Several small blocks run on a multiprocessor at a time.
-        rounds = max(1.0, blocks / _MULTIPROCESSORS)
+        rounds = max(1.0, blocks / MULTIPROCESSORS)
         return rounds * (tile.rows * tile.columns + 16 * (tile.rows + tile.columns) + 256)
 
     return min(tiles, key=cost)
+
+
+def line_of(words: int, length: int, dtype: str) -> Buffer:
+    """Shared memory for so many words of some rows or columns."""
+    return shared((words, length + _APART), dtype)
 
 
 @dataclass(frozen=True)
@@ -177,28 +182,41 @@ class TiledProduct(GridKernel):
 
     def emit(self, block: BlockIndex, thread: Expr, buffers: tuple[Buffer, ...]) -> None:
         """One tile."""
-        tile, depth = self.tile, self.size[3]
+        tile = self.tile
         lines = (
-            shared((tile.step, tile.rows + _APART), self.word),
-            shared((tile.step, tile.columns + _APART), self.word),
+            line_of(tile.step, tile.rows, self.word),
+            line_of(tile.step, tile.columns, self.word),
         )
         first = (T.bind(block[1] * tile.rows), T.bind(block[0] * tile.columns))
-        sums = self._sums()
-        loads = _Loads(self, buffers, block[2], first, thread)
-        with T.serial(0, ceil_div(depth, tile.step)) as turn:
-            loads.emit(turn * tile.step, lines)
+        loads = Loads(self, buffers, block[2], first, thread)
+        sums = self.accumulate(thread, loads, lines)
+        for row, column, total in self.results(thread, sums):
+            self.finish_existing(buffers, (block[2], first[0] + row, first[1] + column), total)
+
+    def accumulate(self, thread: Expr, loads: "Loads", lines: tuple[Buffer, Buffer]) -> Buffer:
+        """The sums of a thread's part of a tile.
+
+        Args:
+            thread: its number.
+            loads: bring words into `lines`.
+            lines: shared memory for both operands.
+        """
+        sums, step = self.zeros(), self.tile.step
+        with T.serial(0, ceil_div(self.size[3], step)) as turn:
+            loads.emit_left(turn * step, lines[0])
+            loads.emit_right(turn * step, lines[1])
             synchronise()
-            self._multiply(thread, lines, sums)
+            self.multiply(thread, lines, sums)
             synchronise()
-        for row, column, total in self._results(thread, sums):
-            self._finish(buffers, (block[2], first[0] + row, first[1] + column), total)
+        return sums
 
     @property
     def _own(self) -> tuple[int, int]:
         """Rows and columns of a thread, or of a warp for tensor cores."""
         return self.tile.rows // self.tile.across, self.tile.columns // self.tile.along
 
-    def _sums(self) -> Buffer:
+    def zeros(self) -> Buffer:
+        """Sums of a thread, before any product."""
         rows, columns = self._own
         count = rows * columns // (WARP if self.unit.startswith("mma") else 1)
         sums = local(count, self.word)
@@ -207,14 +225,24 @@ class TiledProduct(GridKernel):
             store(sums, [place], zero)
         return sums
 
-    def _multiply(self, thread: Expr, lines: tuple[Buffer, Buffer], sums: Buffer) -> None:
+    def multiply(
+        self, thread: Expr, lines: tuple[Buffer, Buffer], sums: Buffer, start: Expr = 0
+    ) -> None:
+        """Add the products of a step of words.
+
+        Args:
+            thread: its number.
+            lines: words of both operands in shared memory.
+            sums: of the thread.
+            start: the first word in the second of `lines`.
+        """
         if self.unit.startswith("mma"):
-            self._multiply_by_warps(thread, lines, sums)
+            self._multiply_by_warps(thread, lines, sums, start)
         else:
-            self._multiply_by_threads(thread, lines, sums)
+            self._multiply_by_threads(thread, lines, sums, start)
 
     def _multiply_by_threads(
-        self, thread: Expr, lines: tuple[Buffer, Buffer], sums: Buffer
+        self, thread: Expr, lines: tuple[Buffer, Buffer], sums: Buffer, start: Expr
     ) -> None:
         (rows, columns), along = self._own, self.tile.along
         row = T.bind(T.floordiv(thread, along) * rows)
@@ -225,7 +253,7 @@ class TiledProduct(GridKernel):
                 store(left, [i], lines[0][word, row + i])
             # Neighbouring threads take neighbouring columns.
             for j in range(columns):
-                store(right, [j], lines[1][word, column + j * along])
+                store(right, [j], lines[1][start + word, column + j * along])
             for i in range(rows):
                 for j in range(columns):
                     place = i * columns + j
@@ -236,7 +264,9 @@ class TiledProduct(GridKernel):
             return total + left * right
         return device_call("int32", "__dp4a", left, right, total)
 
-    def _multiply_by_warps(self, thread: Expr, lines: tuple[Buffer, Buffer], sums: Buffer) -> None:
+    def _multiply_by_warps(
+        self, thread: Expr, lines: tuple[Buffer, Buffer], sums: Buffer, start: Expr
+    ) -> None:
         """Fragments as ``mma`` takes them: PTX ISA, matrix fragments of m16n8k8 and m16n8k32."""
         (rows, columns), (high, wide, deep) = self._own, _MMA
         row, column = self._corner(thread)
@@ -252,7 +282,7 @@ class TiledProduct(GridKernel):
             for j in range(columns // wide):
                 for part in range(2):
                     own = column + j * wide + group
-                    store(right, [j * 2 + part], lines[1][word + part * 4, own])
+                    store(right, [j * 2 + part], lines[1][start + word + part * 4, own])
             for i in range(rows // high):
                 for j in range(columns // wide):
                     place = (i * (columns // wide) + j) * 4
@@ -272,7 +302,7 @@ class TiledProduct(GridKernel):
         lane = T.floormod(thread, WARP)
         return T.bind(T.floordiv(lane, 4)), T.bind(T.floormod(lane, 4))
 
-    def _results(self, thread: Expr, sums: Buffer) -> Sequence[tuple[Expr, Expr, Expr]]:
+    def results(self, thread: Expr, sums: Buffer) -> Sequence[tuple[Expr, Expr, Expr]]:
         """Row and column in the tile of every sum of a thread."""
         rows, columns = self._own
         if not self.unit.startswith("mma"):
@@ -297,9 +327,10 @@ class TiledProduct(GridKernel):
             for part in range(4)
         ]
 
-    def _finish(
+    def finish_existing(
         self, buffers: tuple[Buffer, ...], place: tuple[Expr, Expr, Expr], total: Expr
     ) -> None:
+        """Store a result, if there is such a row and column."""
         _, rows, columns, _ = self.size
         product, row, column = place[0], T.bind(place[1]), T.bind(place[2])
         if rows % self.tile.rows == 0 and columns % self.tile.columns == 0:
@@ -309,7 +340,7 @@ class TiledProduct(GridKernel):
             self.finish(buffers, (product, row, column), total)
 
 
-class _Loads:
+class Loads:
     """Brings words of both operands into shared memory, each thread some of them.
 
     A thread reads one row and one column, whose places are calculated once.
@@ -332,13 +363,16 @@ class _Loads:
         self.left_step, self.right_step = threads // tile.rows, threads // tile.columns
         self.known = kernel.column(product, T.bind(first[1] + self.column))
 
-    def emit(self, start: Expr, lines: tuple[Buffer, Buffer]) -> None:
-        """Words from `start` on."""
+    def emit_left(self, start: Expr, line: Buffer) -> None:
+        """Words of the left operand from `start` on."""
         for offset in range(0, self.kernel.tile.step, self.left_step):
             word = self.left_word + offset
             place = (self.product, self.first[0] + self.row, start + word)
-            store(lines[0], [word, self.row], self.kernel.left(self.buffers, place))
+            store(line, [word, self.row], self.kernel.left(self.buffers, place))
+
+    def emit_right(self, start: Expr, line: Buffer) -> None:
+        """Words of the right operand from `start` on."""
         for offset in range(0, self.kernel.tile.step, self.right_step):
             word = self.right_word + offset
             value = self.kernel.right(self.buffers, self.known, T.bind(start + word))
-            store(lines[1], [word, self.column], value)
+            store(line, [word, self.column], value)

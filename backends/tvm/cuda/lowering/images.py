@@ -7,13 +7,15 @@ import torch
 
 from shohin.backends.tvm.cuda.kernels.direct import DirectConv2d, SparseConv2d
 from shohin.backends.tvm.cuda.kernels.layers import Convolution as ConvolutionKernel
+from shohin.backends.tvm.cuda.kernels.pairs import ConvolutionPair as PairKernel
 from shohin.backends.tvm.cuda.kernels.points import Copy, Pool2d, Window
 from shohin.backends.tvm.cuda.kernels.rows import PlaneAverage
-from shohin.backends.tvm.cuda.kernels.tiles import UnitName, choose_tile
+from shohin.backends.tvm.cuda.kernels.tiles import Tile, UnitName, choose_tile
 from shohin.backends.tvm.cuda.kernels.weights import WeightForm, Weights
 from shohin.backends.tvm.cuda.lowering.planner import CudaPlanner
 from shohin.backends.tvm.cuda.lowering.sparse import lists_of
 from shohin.backends.tvm.kernels.geometry import Geometry
+from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import (
     Array,
     Concatenation,
@@ -66,23 +68,38 @@ def float_unit(planner: CudaPlanner) -> UnitName:
 
 
 def _place_tiles(planner: CudaPlanner, op: Convolution) -> None:
+    kernel = _tiled(planner, op)
+    arguments = [
+        planner.value(op.x),
+        *_weights(planner, op, kernel),
+        *planner.operands(op),
+        planner.define(op.output),
+    ]
+    planner.call(kernel, arguments, op.label, macs_of(op))
+
+
+def _tiled(planner: CudaPlanner, op: Convolution, tile: Tile | None = None) -> ConvolutionKernel:
+    """The kernel of a convolution in tiles, the best unless given."""
     unit, groups = float_unit(planner), op.groups
     filters = op.output.shape[1] // groups
     pixels = op.output.elements // op.output.shape[1]
-    tile = choose_tile(unit, filters, pixels, groups)
+    tile = tile or choose_tile(unit, filters, pixels, groups)
     form: WeightForm = "float" if op.ternary is None else "ternary-float"
     depth = math.prod(op.weight.shape[1:])
-    weights = Weights(form, groups, filters, depth, tile)
-    kernel = ConvolutionKernel(
+    return ConvolutionKernel(
         unit=unit,
         tile=tile,
-        weights=weights,
+        weights=Weights(form, groups, filters, depth, tile),
         batch=op.x.shape[0],
         channels=op.x.shape[1],
         geometry=geometry_of(op),
         steps=kernel_steps(op),
     )
-    ternary = op.ternary
+
+
+def _weights(planner: CudaPlanner, op: Convolution, kernel: ConvolutionKernel) -> list[Placement]:
+    """Weights, what they stand for if they are codes, and biases."""
+    ternary, weights = op.ternary, kernel.weights
     if ternary is None:
         places = [planner.constant(lambda: weights.pack(numpy_of(op.weight)))]
     else:
@@ -90,14 +107,7 @@ def _place_tiles(planner: CudaPlanner, op: Convolution) -> None:
             planner.constant(lambda: weights.pack(numpy_of(ternary.codes))),
             planner.constant(lambda: weights.pack_values(numpy_of(ternary.values))),
         ]
-    arguments = [
-        planner.value(op.x),
-        *places,
-        planner.constant(lambda: biases_of(op.bias, op.output.shape[1])),
-        *planner.operands(op),
-        planner.define(op.output),
-    ]
-    planner.call(kernel, arguments, op.label, macs_of(op))
+    return [*places, planner.constant(lambda: biases_of(op.bias, op.output.shape[1]))]
 
 
 def biases_of(bias: torch.Tensor | None, count: int) -> Array:
@@ -171,9 +181,23 @@ def at_least_one(
 
 
 def place_pair(planner: CudaPlanner, op: ConvolutionPair) -> None:
-    """Both convolutions, one after the other."""
-    place_convolution(planner, op.first)
-    place_convolution(planner, op.second)
+    """Both convolutions in one kernel where that keeps the whole GPU busy, else one by one."""
+    first = _tiled(planner, op.first)
+    pair = PairKernel(first=first, second=_tiled(planner, op.second, first.tile))
+    if not pair.pays:
+        for one in (op.first, op.second):
+            planner.note(one.label, "estimated: one by one, for more blocks at a time")
+            place_convolution(planner, one)
+        return
+    planner.note(op.label, "estimated: both in one kernel")
+    arguments = [
+        planner.value(op.first.x),
+        *_weights(planner, op.first, pair.first),
+        *_weights(planner, op.second, pair.second),
+        *planner.operands(op),
+        planner.define(op.output),
+    ]
+    planner.call(pair, arguments, op.label, macs_of(op.first) + macs_of(op.second))
 
 
 def place_pooling(planner: CudaPlanner, op: Pooling) -> None:

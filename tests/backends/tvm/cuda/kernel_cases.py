@@ -8,6 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from shohin.backends.tvm.cuda.kernels.direct import DirectConv2d, SparseConv2d
 from shohin.backends.tvm.cuda.kernels.layers import Convolution, Linear, MatMul
+from shohin.backends.tvm.cuda.kernels.pairs import ConvolutionPair
 from shohin.backends.tvm.cuda.kernels.points import (
     Copy,
     Elementwise,
@@ -111,6 +112,26 @@ def _meant(codes, pairs):
     shape = (-1, *[1] * (codes.ndim - 1))
     above, below = pairs[:, 0].reshape(shape), pairs[:, 1].reshape(shape)
     return np.where(codes > 0, above, np.where(codes < 0, below, 0)).astype(pairs.dtype)
+
+
+def pair(unit, tile, rank=37):
+    batch, channels, filters, geometry = 2, 10, 38, GEOMETRY
+    depth = channels * geometry.kernel[0] * geometry.kernel[1]
+    x = numbers(1, batch, channels, *geometry.size)
+    first = numbers(2, rank, channels, *geometry.kernel), numbers(3, rank)
+    second = numbers(4, filters, rank, 1, 1), numbers(5, filters)
+    between = convolved(x, first[0], geometry) + first[1][:, None, None]
+    inner = Geometry(geometry.output_size, (1, 1))
+    y = convolved(between, second[0], inner) + second[1][:, None, None]
+    kernel = ConvolutionPair(
+        first=Convolution(unit=unit, tile=tile, weights=Weights("float", 1, rank, depth, tile),
+                          batch=batch, channels=channels, geometry=geometry),
+        second=Convolution(unit=unit, tile=tile, weights=Weights("float", 1, filters, rank, tile),
+                           batch=batch, channels=rank, geometry=inner, steps=(Step("relu"),)),
+    )  # fmt: skip
+    inputs = [x, kernel.first.weights.pack(first[0]), first[1]]
+    inputs += [kernel.second.weights.pack(second[0]), second[1]]
+    return Case(kernel, inputs, np.maximum(y, 0), 8 * rounding(depth + rank) + 2.0**-19)
 
 
 def byte_convolution(unit, tile, form="bytes", groups=1, scaled=False):
@@ -326,6 +347,7 @@ def all_cases():
         made[f"conv_{unit}_ternary"] = float_convolution(unit, TILES[unit][2], "ternary-float")
         made[f"conv_{unit}_groups"] = float_convolution(unit, TILES[unit][-1], groups=2)
         made[f"linear_{unit}"] = linear(unit, "float", 33)
+        made |= {f"pair_{unit}_{t.rows}x{t.columns}": pair(unit, t) for t in TILES[unit][1:3]}
         made[f"matmul_{unit}"] = matmul(unit, False)
         made[f"matmul_{unit}_transposed"] = matmul(unit, True)
     for unit in ("dp4a", "mma-bytes"):

@@ -113,3 +113,15 @@ def test_the_same_program_is_the_same_binary():
     binaries = [shohin.compile(program, "cuda{arch=sm_90}") for _ in range(2)]
     one, two = (binary.path.read_bytes() for binary in binaries)
     assert one == two
+
+
+def test_layers_of_low_rank_are_one_kernel_where_that_pays(tmp_path, monkeypatch):
+    program = captured(small_net(), (3, 10, 10))
+    data = [(images(1, 8),)]
+    passes = "fold-bn, low-rank{speedup=2}"
+    program = shohin.optimize(program, passes, calibration=data, drift=False).program
+    notes = [step.note for step in shohin.compile(program, NONE).info.steps]
+    assert "estimated: one by one, for more blocks at a time" in notes
+    monkeypatch.setattr("shohin.backends.tvm.cuda.kernels.pairs.MULTIPROCESSORS", 1)
+    binary = check(program, NONE, [images(20)], tmp_path)
+    assert "conv_pair" in kernels(binary)
