@@ -14,6 +14,7 @@ from shohin.backends.base import (
 from shohin.backends.targets import read_target
 from shohin.backends.tvm.backend import TvmBackend
 from shohin.backends.tvm.binary import Binary
+from shohin.backends.tvm.cuda.device import why_not
 from shohin.backends.tvm.cuda.target import ARCHITECTURES, CudaTarget
 from shohin.ir.program import Program
 
@@ -27,7 +28,8 @@ class CudaBackend(Backend):
     def variants(self, kind: str) -> tuple[TargetVariant, ...]:
         """The generations of GPUs, and what kernels use there."""
         return tuple(
-            TargetVariant(one.describe(), _facts(one), "") for one in CudaTarget.variants()
+            TargetVariant(one.describe(), _facts(one), why_not(one))
+            for one in CudaTarget.variants()
         )
 
     def supports(self, program: Program) -> list[Diagnostic]:

@@ -10,6 +10,8 @@ from small_nets import captured, net
 from torch import nn
 
 import shohin
+from shohin.backends.registry import describe_target
+from shohin.backends.tvm.cuda import device
 from shohin.backends.tvm.link import RUNTIME
 from shohin.errors import ArtifactError, SpecError
 
@@ -150,3 +152,12 @@ def test_another_processor_can_be_the_host(tmp_path):
     binary = shohin.compile(program, "cuda{arch=sm_87 host=aarch64}")
     saved = binary.save(tmp_path / "net.so")
     assert saved.read_bytes()[18:20] == b"\xb7\x00"  # EM_AARCH64
+
+
+def test_targets_say_why_they_do_not_run_here(monkeypatch):
+    monkeypatch.setattr(device, "_capability", lambda: 86)
+    problems = {one.text: one.problem for one in describe_target("cuda").variants}
+    assert problems["cuda"] == problems["cuda{arch=sm_86}"] == ""
+    assert problems["cuda{arch=sm_90}"] == "the GPU here is sm_86"
+    monkeypatch.setattr(device, "_capability", lambda: "there is no CUDA driver")
+    assert {one.problem for one in describe_target("cuda").variants} == {"there is no CUDA driver"}
