@@ -36,7 +36,7 @@ def test_the_python_blocks_of_a_page_run_in_order(
 
 
 def test_the_pages_that_teach_have_blocks() -> None:
-    assert {"writing-passes", "pipeline", "binary"} <= {page.stem for page in _PAGES}
+    assert {"writing-passes", "pipeline", "deploy"} <= {page.stem for page in _PAGES}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import hashlib
 import tempfile
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,12 +19,14 @@ from shohin.backends.tvm.compile import (
     symbol_prefix,
 )
 from shohin.backends.tvm.csource import CONSTANTS_FILE, write_source
+from shohin.backends.tvm.cuda.device_code import DeviceFunction
 from shohin.backends.tvm.cuda.device_code import write_source as write_device_source
 from shohin.backends.tvm.cuda.launches import IMAGE_FILE, launches_of
 from shohin.backends.tvm.cuda.lowering.lower import lower
-from shohin.backends.tvm.cuda.nvrtc import compile_source
+from shohin.backends.tvm.cuda.nvrtc import DeviceBinary, compile_source
 from shohin.backends.tvm.cuda.target import CudaTarget
 from shohin.backends.tvm.link import Parts, link
+from shohin.backends.tvm.lowering.calls import Plan
 from shohin.backends.tvm.manifest import manifest_of
 from shohin.backends.tvm.trailer import append_trailer
 from shohin.errors import SpecError
@@ -31,6 +34,54 @@ from shohin.ir.program import Program
 
 SOURCE_FILE = "kernels.cu"
 _STAGES = ("planning", "generating code", "compiling kernels", "linking")
+
+
+@dataclass(frozen=True)
+class CompiledKernels:
+    """What a program does on a GPU.
+
+    Attributes:
+        plan: launches and memory.
+        source: CUDA source of all kernels.
+        launched: the function of each launch.
+        code: what the compiler made of the source.
+    """
+
+    plan: Plan
+    source: str
+    launched: tuple[DeviceFunction, ...]
+    code: DeviceBinary
+
+
+def compile_kernels(
+    program: Program,
+    target: CudaTarget,
+    batch: int,
+    constants: Path,
+    begin: Callable[[str], None] = lambda stage: None,
+) -> CompiledKernels:
+    """Plan a program and compile its kernels.
+
+    Args:
+        program: what to compile.
+        target: where it will run.
+        batch: size of the symbolic batch.
+        constants: file to write packed weights to.
+        begin: called with each of `_STAGES` but the last, when it begins.
+
+    Raises:
+        UnsupportedError: listing every node that cannot be compiled.
+        ArtifactError: when NVIDIA's compiler is not installed.
+    """
+    begin(_STAGES[0])
+    plan = lower(program, target, batch, constants)
+    check_interface(plan)
+    begin(_STAGES[1])
+    kernels, symbols = name_kernels(plan, symbol_prefix(program.name))
+    source, functions = write_device_source(kernels, target.arch)
+    begin(_STAGES[2])
+    code = compile_source(source, target.arch)
+    return CompiledKernels(plan, source, tuple(functions[one] for one in symbols), code)
 
 
 def compile_program(
@@ -58,29 +109,21 @@ def compile_program(
     if batch < 1:
         raise SpecError("batch", f"expected 1 or more, got {batch}")
     report = progress or (lambda done, total, label: None)
-    stages = iter(range(len(_STAGES)))
 
-    def begin() -> None:
-        stage = next(stages)
-        report(stage, len(_STAGES), _STAGES[stage])
+    def begin(stage: str) -> None:
+        report(_STAGES.index(stage), len(_STAGES), stage)
 
     folder = tempfile.TemporaryDirectory(prefix="shohin-")
     parts = Parts(Path(folder.name), symbol_prefix(program.name), target.machine, gpu=True)
-    begin()
     constants = parts.folder / CONSTANTS_FILE
-    plan = lower(program, target, batch, constants)
-    check_interface(plan)
-    begin()
-    kernels, symbols = name_kernels(plan, parts.name)
-    source, functions = write_device_source(kernels, target.arch)
-    (parts.folder / SOURCE_FILE).write_text(source)
-    begin()
-    code = compile_source(source, target.arch)
-    (parts.folder / IMAGE_FILE).write_bytes(code.image)
+    made = compile_kernels(program, target, batch, constants, begin)
+    plan = made.plan
+    (parts.folder / SOURCE_FILE).write_text(made.source)
+    (parts.folder / IMAGE_FILE).write_bytes(made.code.image)
     if weights == "compressed":
         parts = replace(parts, coded=True)
         constants = code_weights(plan, parts, weights, lambda text: report(2, len(_STAGES), text))
-    begin()
+    begin(_STAGES[3])
     described = describe(program, target, batch, plan)
     info = replace(
         described,
@@ -88,14 +131,9 @@ def compile_program(
         weight_bytes=constants.stat().st_size,
         tools={**described.tools, "nvrtc": _compiler_version()},
     )
-    launches = launches_of(
-        plan,
-        [functions[symbol] for symbol in symbols],
-        parts.name,
-        target,
-        hashlib.sha256(code.image).hexdigest(),
-    )
-    names = source_names(parts, symbols, info)
+    digest = hashlib.sha256(made.code.image).hexdigest()
+    launches = launches_of(plan, made.launched, parts.name, target, digest)
+    names = source_names(parts, tuple(one.name for one in made.launched), info)
     text = write_source(plan, names, info, included_weights(parts, info, constants), launches)
     parts.source.write_text(text)
     library = parts.folder / "model.so"
