@@ -11,7 +11,7 @@
 
 SHOHIN_DECLARE_MODEL(net);
 
-enum { ROWS = 4, COLUMNS = 67, THREADS = 4, ROUNDS = 50 };
+enum { ROWS = 4, COLUMNS = 67, THREADS = 4, ROUNDS = 50, CREATIONS = 10000 };
 
 #define CHECK(CONDITION)                                                   \
     do {                                                                   \
@@ -103,6 +103,22 @@ static void *use_in_thread(void *failed) {
     return NULL;
 }
 
+/* What every creation lost a little of would be found by the leak checker at the end. */
+static int create_often(void) {
+    static buffers data;
+    const void *inputs[] = {data.x};
+    void *outputs[] = {data.y, data.z, data.sum};
+    for (int i = 0; i < CREATIONS; ++i) {
+        shohin_instance *instance = NULL;
+        CHECK(net_create(1 + (i % 100 == 0), &instance) == SHOHIN_OK);
+        if (i % 10 == 0) {
+            CHECK(net_run(instance, inputs, outputs) == SHOHIN_OK);
+        }
+        net_destroy(instance);
+    }
+    return 0;
+}
+
 int main(void) {
     pthread_t threads[THREADS];
     int failed[THREADS] = {0};
@@ -115,5 +131,5 @@ int main(void) {
         CHECK(pthread_join(threads[i], NULL) == 0);
         CHECK(failed[i] == 0);
     }
-    return 0;
+    return create_often();
 }

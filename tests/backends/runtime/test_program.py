@@ -276,3 +276,23 @@ def test_refused_thread_is_an_internal_error(program: Path, tmp_path: Path) -> N
     done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert done.stderr == "net: create: a thread could not be started\n"
+
+
+def test_want_of_memory_at_creation_is_said(program: Path, tmp_path: Path) -> None:
+    """The arena alone is larger than what the process may have."""
+    source = tmp_path / "net.c"
+    source.write_text(MODEL.replace("sizeof(arena)", "(size_t)1 << 32"))
+    assert source.read_text() != MODEL
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+
+    parts = [*PARTS, RUNTIME / "shohin_npy.c", RUNTIME / "shohin_main.c"]
+    zig("cc", *FLAGS, *MUSL, *define("net"), source, *parts, "-o", tmp_path / "net")
+    np.save(tmp_path / "x.npy", example(0))
+    command = [str(tmp_path / "net"), str(tmp_path / "x.npy")]
+    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        3,
+        "net: create: out of memory: 4294967296 bytes for working memory\n",
+    )
