@@ -4,10 +4,11 @@
     python benchmarks/deploy.py table                       # every model, form and target
     python benchmarks/deploy.py table --models lenet-5
     python benchmarks/deploy.py images                      # real images, emulated processors
+    python benchmarks/deploy.py loops                       # static estimates of inner loops
     python benchmarks/deploy.py soak                        # a million runs in one process
 
 Results go to ``benchmarks/results/deploy_*``. ARM is emulated: instructions are counted, times are
-not taken. Needs gcc, qemu-aarch64 and qemu-arm.
+not taken. Needs gcc, qemu-aarch64 and qemu-arm, and for the loops llvm-mca.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import deploy_loops
 import deploy_soak
 import numpy as np
 import torch
@@ -76,7 +78,8 @@ def measure_table(models: Sequence[str]) -> None:
     save("deploy_table", rows, [table])
 
 
-def _rows(name: str) -> Iterator[dict[str, Any]]:
+def _forms(name: str) -> Iterator[tuple[str, Program, torch.Tensor]]:
+    """Every form of a model with random weights, and images."""
     torch.manual_seed(0)
     shape = zoo.example_inputs(name, 1)[0].shape[1:]
     images = torch.randn(_CALIBRATION, *shape)
@@ -87,7 +90,12 @@ def _rows(name: str) -> Iterator[dict[str, Any]]:
         if passes:
             batches = [(images,)]
             made = shohin.optimize(program, passes, calibration=batches, drift=False).program
-        for row in _targets(made, images[:1].numpy()):
+        yield form, made, images
+
+
+def _rows(name: str) -> Iterator[dict[str, Any]]:
+    for form, program, images in _forms(name):
+        for row in _targets(program, images[:1].numpy()):
             yield {"model": name, "form": form, **row}
             print(name, form, row, flush=True)
 
@@ -111,6 +119,13 @@ def _targets(program: Program, image: Any) -> Iterator[dict[str, Any]]:
                 "instructions": instructions_per_run(path, kind) if kind in EMULATORS else None,
                 "difference": float(np.abs(found - expected).max()) / scale,
             }
+
+
+def measure_loops() -> None:
+    """Inner loops of ResNet-20 in every form."""
+    if problem := deploy_loops.missing():
+        raise SystemExit(f"deploy: {problem}")
+    deploy_loops.measure_loops({form: program for form, program, _ in _forms("resnet-20")})
 
 
 def compare_images() -> None:
@@ -149,11 +164,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("table", "images", "soak"))
+    parser.add_argument("part", choices=("table", "images", "loops", "soak"))
     parser.add_argument("--models", default=",".join(MODELS))
     options = parser.parse_args()
     if options.part == "soak":
         deploy_soak.measure_soak()
+        return
+    if options.part == "loops":
+        measure_loops()
         return
     if problem := missing():
         raise SystemExit(f"deploy: {problem}")

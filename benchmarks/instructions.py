@@ -14,8 +14,9 @@ EMULATORS = {"arm": "qemu-aarch64", "armv7": "qemu-arm"}
 """By kind of target."""
 
 _SOURCE = Path(__file__).with_suffix(".c")
-_FEW, _MANY = 10, 30
-"""Runs of which the difference is taken: start, decoding and the ten warm-up runs cancel out."""
+_FEW, _MANY, _TWICE = 1, 3, 2
+"""Runs of which the difference is taken: start and decoding cancel out. There are as many warm-up
+runs before them, up to ten."""
 
 
 def missing() -> str:
@@ -33,13 +34,13 @@ def instructions_per_run(program: Path, kind: str) -> float:
         kind: of the target it was compiled for, ``arm`` or ``armv7``.
     """
     few, many = (_count([program, "--benchmark", str(n)], kind) for n in (_FEW, _MANY))
-    return (many - few) / (_MANY - _FEW)
+    return (many - few) / (_TWICE * (_MANY - _FEW))
 
 
 def instructions_to_start(program: Path, kind: str) -> int:
     """Instructions until a model could run for the first time: loading and decoding weights."""
     once = instructions_per_run(program, kind)
-    return int(_count([program, "--benchmark", "1"], kind) - 2 * once)
+    return int(_count([program, "--benchmark", "1"], kind) - _TWICE * _FEW * once)
 
 
 def _count(command: list[str | Path], kind: str) -> int:
