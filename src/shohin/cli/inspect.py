@@ -31,7 +31,7 @@ def inspect(
         ),
     ],
     steps: Annotated[
-        bool, typer.Option("--steps", help="Of a .so: the steps, and the time each takes.")
+        bool, typer.Option("--steps", help="Of a .so: the steps, and the time each takes here.")
     ] = False,
     text: Annotated[
         bool, typer.Option("--text", help="Of a model: its graph as text, and nothing else.")
@@ -157,8 +157,9 @@ def _write_formats(program: "Program", file: str, path: Path) -> None:
 def _inspect_binary(file: str, steps: bool, as_json: bool) -> None:
     from shohin.backends.tvm.binary import Binary
 
-    if not steps and not _runs_here(file):
-        _inspect_unopened(file, as_json)
+    problem = _why_not_here(file)
+    if problem:
+        _inspect_unopened(file, steps, as_json, problem)
         return
     binary = Binary.load(file)
     described = describe_info(binary.info, file)
@@ -173,26 +174,35 @@ def _inspect_binary(file: str, steps: bool, as_json: bool) -> None:
         show("", _step_grid(timed))
 
 
-def _runs_here(file: str) -> bool:
+def _why_not_here(file: str) -> str:
+    """Why this machine cannot run a compiled model, or an empty text when it can."""
+    from shohin.backends.tvm.cuda.device import why_not
+    from shohin.backends.tvm.cuda.target import ARCHITECTURES, CudaTarget
     from shohin.backends.tvm.manifest import info_of
     from shohin.backends.tvm.target import host_runs
     from shohin.backends.tvm.trailer import read_trailer
 
     info, _ = info_of(read_trailer(Path(file)), file)
-    return not host_runs(info.tools.get("processor", ""))
+    processor = info.tools.get("processor", "")
+    if processor in ARCHITECTURES:
+        return why_not(CudaTarget(processor))
+    return host_runs(processor)
 
 
-def _inspect_unopened(file: str, as_json: bool) -> None:
+def _inspect_unopened(file: str, steps: bool, as_json: bool, problem: str) -> None:
     """Show what a binary says of itself; only a library for this machine can be asked for more."""
     from shohin.backends.tvm.manifest import info_of
     from shohin.backends.tvm.trailer import read_trailer
 
     info, _ = info_of(read_trailer(Path(file)), file)
     described = describe_info(info, file)
+    untimed = [{**asdict(step), "milliseconds": None} for step in info.steps]
     if as_json:
-        show_json(described)
-    else:
-        show(lines(_facts(described)))
+        show_json({**described, **({"steps": untimed} if steps else {})})
+        return
+    show(lines(_facts(described)))
+    if steps:
+        show("", _untimed_grid(untimed), f"not timed: {problem}")
 
 
 def describe_info(info: "ArtifactInfo", file: str) -> dict[str, Any]:
@@ -245,6 +255,19 @@ def _step_grid(steps: list[dict[str, Any]]) -> "Grid":
     if not any(step["note"] for step in steps):
         rows, heads, footer = tuple(row[:-1] for row in rows), heads[:-1], footer[:-1]
     return Grid("Steps", heads, rows, footer, ("kernel", ">share", "choice"))
+
+
+def _untimed_grid(steps: list[dict[str, Any]]) -> "Grid":
+    from shohin.tables import Grid
+
+    rows: tuple[tuple[str, ...], ...] = tuple(
+        (str(index), step["label"], step["kernel"], step["note"])
+        for index, step in enumerate(steps)
+    )
+    heads: tuple[str, ...] = (">", "step", "kernel", "choice")
+    if not any(step["note"] for step in steps):
+        rows, heads = tuple(row[:-1] for row in rows), heads[:-1]
+    return Grid("Steps", heads, rows, (), ("kernel", "choice"))
 
 
 def _speed(step: dict[str, Any]) -> str:
