@@ -81,7 +81,7 @@ def inspect(
             return
         if steps:
             raise SpecError(file, "an executable shows no steps", "run it with --profile")
-        _inspect_unopened(file, as_json)
+        _inspect_unopened(file, False, as_json, "")
         return
     if steps:
         raise SpecError(file, "has no steps before it is compiled", "inspect the .so")
