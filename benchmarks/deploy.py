@@ -4,6 +4,7 @@
     python benchmarks/deploy.py table                       # every model, form and target
     python benchmarks/deploy.py table --models lenet-5
     python benchmarks/deploy.py images                      # real images, emulated processors
+    python benchmarks/deploy.py program --program net.shohin # size, and the same real images
     python benchmarks/deploy.py loops                       # static estimates of inner loops
     python benchmarks/deploy.py soak                        # a million runs in one process
 
@@ -121,6 +122,38 @@ def _targets(program: Program, image: Any) -> Iterator[dict[str, Any]]:
             }
 
 
+def measure_program(source: Path) -> None:
+    """Bytes of the programs of a trained LeNet-5, and what they see in real images."""
+    images, labels = zoo.evaluation_set("lenet-5", limit=10 * _IMAGES)
+    program = shohin.load(source)
+    rows, expected = [], None
+    for target in TARGETS:
+        with tempfile.TemporaryDirectory() as folder:
+            binary = shohin.compile(program, target, weights="compressed")
+            path = binary.save(Path(folder) / "net")
+            found = run_program(path, parse_target(target).kind, images.numpy())
+            size = path.stat().st_size
+        expected = found if expected is None else expected
+        row = {
+            "target": target,
+            "source": source.stat().st_size,
+            "bytes": size,
+            "weights": binary.info.weight_bytes,
+            "right": int((found.argmax(1) == labels.numpy()).sum()),
+            "alike": int((found.argmax(1) == expected.argmax(1)).sum()),
+            "difference": float(np.abs(found - expected).max() / np.abs(expected).max()),
+        }
+        rows.append(row)
+    table = Table(
+        f"Static programs of {rows[0]['source']:,} bytes of network, on {len(labels)} images",
+        ("target", "bytes", "weights in them", "right", "as on x86-64", "difference"),
+    )
+    for row in rows:
+        numbers = (f"{row[key]:,}" for key in ("bytes", "weights", "right", "alike"))
+        table.add(row["target"], *numbers, f"{row['difference']:.1e}")
+    save("deploy_program", rows, [table])
+
+
 def measure_loops() -> None:
     """Inner loops of ResNet-20 in every form."""
     if problem := deploy_loops.missing():
@@ -164,8 +197,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=("table", "images", "loops", "soak"))
+    parser.add_argument("part", choices=("table", "images", "program", "loops", "soak"))
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--program", type=Path, help="a trained LeNet-5")
     options = parser.parse_args()
     if options.part == "soak":
         deploy_soak.measure_soak()
@@ -175,7 +209,9 @@ def main() -> None:
         return
     if problem := missing():
         raise SystemExit(f"deploy: {problem}")
-    if options.part == "table":
+    if options.part == "program":
+        measure_program(options.program)
+    elif options.part == "table":
         measure_table(options.models.split(","))
     else:
         compare_images()
