@@ -34,7 +34,12 @@ class CudaBackend(Backend):
 
     def supports(self, program: Program) -> list[Diagnostic]:
         """The nodes that neither a kernel template nor TVM takes, at batch 1."""
-        return TvmBackend().supports(program)
+        # TVM takes a second to import, which describing targets can do without.
+        from shohin.backends.tvm.cuda.lowering.lower import half_precision
+
+        reason = "half precision has no kernels"
+        half = [Diagnostic(node.name, str(node.target), reason) for node in half_precision(program)]
+        return [*half, *TvmBackend().supports(program)]
 
     def compile(
         self,

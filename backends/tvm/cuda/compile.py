@@ -1,6 +1,5 @@
 """From a program to a binary whose kernels run on a GPU."""
 
-import hashlib
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -131,8 +130,7 @@ def compile_program(
         weight_bytes=constants.stat().st_size,
         tools={**described.tools, "nvrtc": _compiler_version()},
     )
-    digest = hashlib.sha256(made.code.image).hexdigest()
-    launches = launches_of(plan, made.launched, parts.name, target, digest)
+    launches = launches_of(plan, made.launched, parts.name, target, made.code)
     names = source_names(parts, tuple(one.name for one in made.launched), info)
     text = write_source(plan, names, info, included_weights(parts, info, constants), launches)
     parts.source.write_text(text)

@@ -68,7 +68,7 @@ def _grid(item: Expr, body: Stmt, parameters: Sequence[Buffer], count: int) -> t
     blocks = max(1, -(-count // THREADS))
     block, thread = tirx.Var("block", "int32"), tirx.Var("thread", "int32")
     body = substitute(body, {item: block * THREADS + thread})
-    if count % THREADS:
+    if count % THREADS or not count:
         body = tirx.IfThenElse(block * THREADS + thread < count, body, None)
     for variable, tag, extent in (
         (thread, "threadIdx.x", THREADS),

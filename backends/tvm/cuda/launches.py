@@ -1,11 +1,13 @@
 """The generated C of a model for a GPU: its image, and a table of launches."""
 
+import hashlib
 from collections.abc import Sequence
 
 from shohin.backends.tvm.csource import Work, c_string, included
 from shohin.backends.tvm.cuda.device_code import DeviceFunction
 from shohin.backends.tvm.cuda.generic import THREADS
 from shohin.backends.tvm.cuda.kernels.grid import GridKernel
+from shohin.backends.tvm.cuda.nvrtc import DeviceBinary
 from shohin.backends.tvm.cuda.target import CudaTarget
 from shohin.backends.tvm.lowering.calls import KernelCall, Plan
 from shohin.backends.tvm.lowering.memory import Placement
@@ -13,7 +15,7 @@ from shohin.errors import UnsupportedError
 
 IMAGE_FILE = "kernels.fatbin"
 
-MOST_ARGUMENTS = 64
+MOST_ARGUMENTS = 500
 """Of a launch: ``SHOHIN_MOST_ARGUMENTS`` of ``shohin_runtime.h``."""
 
 _PLACES = {
@@ -29,7 +31,7 @@ def launches_of(
     functions: Sequence[DeviceFunction],
     name: str,
     target: CudaTarget,
-    digest: str,
+    code: DeviceBinary,
 ) -> Work:
     """What a model does on a GPU.
 
@@ -38,7 +40,7 @@ def launches_of(
         functions: of the image, one for each call.
         name: prefix of the model's symbols.
         target: the GPU.
-        digest: hash of the image.
+        code: what the compiler made of the functions.
 
     Raises:
         UnsupportedError: when a kernel takes more arrays than the runtime can pass.
@@ -50,13 +52,14 @@ def launches_of(
         rows.append(_launch(call, function, len(arguments), len(places)))
         arguments += [_argument(place) for place in places]
     definitions = (
-        included(name, "image", IMAGE_FILE, digest)
+        included(name, "image", IMAGE_FILE, hashlib.sha256(code.image).hexdigest())
         + _table("shohin_launch launches", rows, '    {"", {0, 0, 0}, 0, 0, 0, ""},\n')
         + _table("shohin_argument arguments", arguments, "    {SHOHIN_IN_ARENA, 0, 0},\n")
         + "static const shohin_device_code device = {\n"
         f"    .image = (const unsigned char *){name}_image,\n"
         f"    .arch = {c_string(target.arch)},\n"
         f"    .capability = {target.capability},\n"
+        f"    .cuda = {1000 * code.cuda},\n"
         "    .launches = launches,\n"
         "    .arguments = arguments,\n"
         "};\n\n"

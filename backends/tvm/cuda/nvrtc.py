@@ -47,10 +47,12 @@ class DeviceBinary:
     Attributes:
         image: a fat binary: machine code, and PTX for later architectures.
         resources: what each kernel takes, by name.
+        cuda: major version of CUDA whose drivers know the machine code.
     """
 
     image: bytes
     resources: dict[str, Resources]
+    cuda: int
 
 
 def compile_source(source: str, arch: str) -> DeviceBinary:
@@ -65,7 +67,15 @@ def compile_source(source: str, arch: str) -> DeviceBinary:
     """
     machine_code, ptx, log = _Program(source).compile(arch)
     resources = dict(_resources(log))
-    return DeviceBinary(_fat_binary(machine_code, ptx, arch), resources)
+    return DeviceBinary(_fat_binary(machine_code, ptx, arch), resources, _cuda_version()[0])
+
+
+def _cuda_version() -> tuple[int, int]:
+    """That of the compiler: its machine code runs from the same major version on."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    if _library("libnvrtc").nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)):
+        raise ArtifactError("CUDA compiler", "does not say its version")
+    return major.value, minor.value
 
 
 def _resources(log: str) -> Iterator[tuple[str, Resources]]:

@@ -64,7 +64,7 @@ SHOHIN_FUNCTION float shohin_warp_largest(float value) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 /* sums[4] += a[16 x 32] * b[32 x 8] of bytes; fragments as PTX describes them for m16n8k32. */
 SHOHIN_FUNCTION int shohin_mma_bytes(int *sums, int a0, int a1, int a2, int a3, int b0, int b1) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+r"(sums[0]), "+r"(sums[1]), "+r"(sums[2]), "+r"(sums[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -72,20 +72,35 @@ SHOHIN_FUNCTION int shohin_mma_bytes(int *sums, int a0, int a1, int a2, int a3, 
 }
 
 /* A float as TF32: 10 bits behind the point, to the nearest. */
-SHOHIN_FUNCTION uint32_t shohin_large_part(float value) {
+SHOHIN_FUNCTION uint32_t shohin_tf32(float value) {
     uint32_t bits;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
     return bits;
 }
 
+/* Not infinite, and a number. */
+SHOHIN_FUNCTION bool shohin_is_finite(float value) { return value - value == 0.0f; }
+
+/* The large part of a float; the largest ones are cut off, where rounding would make them infinite. */
+SHOHIN_FUNCTION uint32_t shohin_large_part(float value) {
+    const uint32_t bits = shohin_tf32(value);
+    const bool overflows = shohin_is_finite(value) && !shohin_is_finite(__uint_as_float(bits));
+    return overflows ? __float_as_uint(value) & 0xffffe000u : bits;
+}
+
 /* What is left of it; nothing where that is no number. */
 SHOHIN_FUNCTION uint32_t shohin_small_part(float value, uint32_t large) {
     const float rest = value - __uint_as_float(large);
-    return shohin_large_part(rest - rest == 0.0f ? rest : 0.0f);
+    return shohin_tf32(shohin_is_finite(rest) ? rest : 0.0f);
+}
+
+/* A large part to be multiplied by small ones, which may be zero: infinity times zero is no number. */
+SHOHIN_FUNCTION uint32_t shohin_finite_part(uint32_t large) {
+    return shohin_is_finite(__uint_as_float(large)) ? large : 0u;
 }
 
 SHOHIN_FUNCTION void shohin_mma_tf32(float *sums, const uint32_t *a, const uint32_t *b) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -95,21 +110,28 @@ SHOHIN_FUNCTION void shohin_mma_tf32(float *sums, const uint32_t *a, const uint3
 SHOHIN_FUNCTION int shohin_mma_float(float *sums, float a0, float a1, float a2, float a3, float b0,
                                      float b1) {
     const float a[4] = {a0, a1, a2, a3}, b[2] = {b0, b1};
-    uint32_t large_a[4], small_a[4], large_b[2], small_b[2];
+    uint32_t large_a[4], small_a[4], finite_a[4], large_b[2], small_b[2], finite_b[2];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         large_a[i] = shohin_large_part(a[i]);
         small_a[i] = shohin_small_part(a[i], large_a[i]);
+        finite_a[i] = shohin_finite_part(large_a[i]);
     }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
         large_b[i] = shohin_large_part(b[i]);
         small_b[i] = shohin_small_part(b[i], large_b[i]);
+        finite_b[i] = shohin_finite_part(large_b[i]);
     }
-    /* The small ones first: they are added to each other while they are small. */
-    shohin_mma_tf32(sums, small_a, large_b);
-    shohin_mma_tf32(sums, large_a, small_b);
-    shohin_mma_tf32(sums, large_a, large_b);
+    /* Tensor cores cut off what does not fit when they add: the long sums are formed elsewhere. */
+    float part[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    shohin_mma_tf32(part, small_a, finite_b);
+    shohin_mma_tf32(part, finite_a, small_b);
+    shohin_mma_tf32(part, large_a, large_b);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        sums[i] += part[i];
+    }
     return 0;
 }
 #endif

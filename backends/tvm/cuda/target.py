@@ -39,7 +39,7 @@ class CudaTarget:
     """An NVIDIA GPU to compile for.
 
     A binary holds machine code for its generation, and PTX that the driver of later ones compiles
-    when the binary is loaded. It needs the CUDA driver (11.4 or newer) and nothing else.
+    when the binary is loaded. It needs NVIDIA's driver for CUDA 13 (580 or newer) and nothing else.
 
     Attributes:
         arch: generation of the GPU: ``sm_75``, ``sm_80``, ``sm_86``, ``sm_87``, ``sm_89``,

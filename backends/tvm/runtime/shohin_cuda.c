@@ -38,6 +38,7 @@ typedef struct shared_state {
     cu_driver driver;
     cu_device device;
     cu_context context;
+    bool is_current; /* the context, when all this is opened or closed */
     cu_module module;
     cu_function *functions; /* one per launch */
     cu_pointer weights;
@@ -111,7 +112,7 @@ static shohin_status open_driver(void) {
     const char *missing = NULL;
     if (!find_functions(&missing)) {
         return fail(SHOHIN_NO_DEVICE, "the CUDA driver is too old: it lacks ", missing,
-                    "; version 11.4 or newer is needed", NULL);
+                    "; install a newer one", NULL);
     }
     const cu_result started = shared.driver.init(0);
     int count = 0;
@@ -121,6 +122,39 @@ static shohin_status open_driver(void) {
     }
     const shohin_status status = check(started, "start");
     return status != SHOHIN_OK ? status : check(shared.driver.device(&shared.device, 0), "GPU 0");
+}
+
+/* A version as the driver counts, e.g. 12040, as "12.4". */
+static const char *version_text(char text[SHOHIN_DIGITS], int version) {
+    char minor[SHOHIN_DIGITS];
+    const char *first = RUNTIME(decimal)(text, (uint64_t)(version / 1000));
+    const char *last = RUNTIME(decimal)(minor, (uint64_t)(version % 1000 / 10));
+    char both[2 * SHOHIN_DIGITS];
+    size_t length = 0;
+    for (; *first != '\0'; ++first) {
+        both[length++] = *first;
+    }
+    both[length++] = '.';
+    for (; *last != '\0'; ++last) {
+        both[length++] = *last;
+    }
+    both[length] = '\0';
+    memcpy(text, both, length + 1 < SHOHIN_DIGITS ? length + 1 : SHOHIN_DIGITS);
+    return text;
+}
+
+/* Refuses a driver that does not know the form of the kernels. */
+static shohin_status check_version(const shohin_device_code *code) {
+    int found = 0;
+    const shohin_status status = check(shared.driver.version(&found), "version");
+    if (status != SHOHIN_OK || found >= code->cuda) {
+        return status;
+    }
+    char theirs[SHOHIN_DIGITS], ours[SHOHIN_DIGITS];
+    const char *const parts[] = {"the CUDA driver is too old: it knows CUDA ",
+                                 version_text(theirs, found), "; the model needs ",
+                                 version_text(ours, code->cuda), NULL};
+    return RUNTIME(fail)(SHOHIN_NO_DEVICE, parts);
 }
 
 /* Refuses a GPU that is older than what the kernels were compiled for. */
@@ -153,8 +187,14 @@ static shohin_status load_functions(const shohin_model *model) {
     if (shared.functions == NULL) {
         return fail_without_memory("", "the table of kernels", (size_t)count);
     }
-    shohin_status status = check(shared.driver.load(&shared.module, model->device->image),
-                                 "loading the kernels");
+    const cu_result loaded = shared.driver.load(&shared.module, model->device->image);
+    if (loaded == CU_NO_BINARY_FOR_GPU || loaded == CU_UNSUPPORTED_PTX_VERSION ||
+        loaded == CU_INVALID_IMAGE) {
+        return fail(SHOHIN_UNSUPPORTED_PROCESSOR, "the CUDA driver has no kernels for this GPU in a "
+                    "model compiled for ", model->device->arch,
+                    "; compile it for the GPU, or install a newer driver", NULL);
+    }
+    shohin_status status = check(loaded, "loading the kernels");
     for (int32_t i = 0; status == SHOHIN_OK && i < count; ++i) {
         const char *kernel = model->device->launches[i].kernel;
         status =
@@ -188,6 +228,20 @@ static shohin_status allocate(cu_pointer *memory, const char *purpose, size_t by
                                       : check(result, purpose);
 }
 
+/* Copies to the GPU, and waits until all has arrived there: streams of instances do not wait. */
+static shohin_status upload(cu_pointer to, const char *from, size_t bytes) {
+    cu_stream stream = NULL;
+    shohin_status status =
+        check(shared.driver.create_stream(&stream, CU_STREAM_NON_BLOCKING), "stream");
+    if (status != SHOHIN_OK) {
+        return status;
+    }
+    status = check(shared.driver.upload_later(to, from, bytes, stream), "weights");
+    const shohin_status arrived = check(shared.driver.wait(stream), "weights");
+    (void)shared.driver.destroy_stream(stream);
+    return status == SHOHIN_OK ? arrived : status;
+}
+
 static shohin_status upload_weights(const shohin_model *model) {
     const char *weights = NULL;
     char *decoded = NULL;
@@ -196,8 +250,7 @@ static shohin_status upload_weights(const shohin_model *model) {
         status = allocate(&shared.weights, "weights", model->info.constant_bytes);
     }
     if (status == SHOHIN_OK && model->info.constant_bytes > 0) {
-        status = check(
-            shared.driver.upload(shared.weights, weights, model->info.constant_bytes), "weights");
+        status = upload(shared.weights, weights, model->info.constant_bytes);
     }
     free(decoded);
     return status;
@@ -211,9 +264,11 @@ static void close_shared(void) {
     if (shared.module != NULL) {
         (void)shared.driver.unload(shared.module);
     }
-    if (shared.context != NULL) {
+    if (shared.is_current) {
         cu_context context;
         (void)shared.driver.pop(&context);
+    }
+    if (shared.context != NULL) {
         (void)shared.driver.release(shared.device);
     }
     free(shared.functions);
@@ -225,6 +280,9 @@ static void close_shared(void) {
 static shohin_status open_shared(const shohin_model *model) {
     shohin_status status = open_driver();
     if (status == SHOHIN_OK) {
+        status = check_version(model->device);
+    }
+    if (status == SHOHIN_OK) {
         status = check_device(model->device);
     }
     if (status == SHOHIN_OK) {
@@ -233,6 +291,7 @@ static shohin_status open_shared(const shohin_model *model) {
     if (status == SHOHIN_OK) {
         status = check(shared.driver.push(shared.context), "context");
     }
+    shared.is_current = status == SHOHIN_OK && shared.context != NULL;
     if (status == SHOHIN_OK) {
         status = load_functions(model);
     }
@@ -515,7 +574,12 @@ static shohin_status fill_instance(shohin_instance *instance) {
         status = allocate(&instance->arena, "working memory", info->arena_bytes);
     }
     if (status == SHOHIN_OK && info->arena_bytes > 0) {
-        status = check(shared.driver.clear(instance->arena, 0, info->arena_bytes), "arena");
+        status = check(
+            shared.driver.clear_later(instance->arena, 0, info->arena_bytes, instance->stream),
+            "arena");
+    }
+    if (status == SHOHIN_OK) {
+        status = check(shared.driver.wait(instance->stream), "arena");
     }
     if (status == SHOHIN_OK) {
         status = allocate_tensors(&instance->inputs, "inputs", info->inputs, info->input_count);

@@ -26,6 +26,7 @@ enum {
     CU_NO_DEVICE = 100,
     CU_NO_BINARY_FOR_GPU = 209,
     CU_UNSUPPORTED_PTX_VERSION = 222,
+    CU_INVALID_IMAGE = 200,
     CU_STREAM_NON_BLOCKING = 1,
     CU_CAPTURE_THREAD_LOCAL = 1,
     CU_EVENT_DEFAULT = 0,
@@ -36,6 +37,7 @@ enum {
 /* name in the driver, result, arguments */
 #define SHOHIN_DRIVER_FUNCTIONS(FUNCTION)                                                        \
     FUNCTION(init, "cuInit", (unsigned flags))                                                   \
+    FUNCTION(version, "cuDriverGetVersion", (int *version))                                      \
     FUNCTION(device_count, "cuDeviceGetCount", (int *count))                                     \
     FUNCTION(device, "cuDeviceGet", (cu_device * device, int number))                            \
     FUNCTION(device_name, "cuDeviceGetName", (char *name, int room, cu_device device))           \
@@ -50,8 +52,8 @@ enum {
              (cu_function * function, cu_module module, const char *name))                       \
     FUNCTION(allocate, "cuMemAlloc_v2", (cu_pointer * memory, size_t bytes))                     \
     FUNCTION(free, "cuMemFree_v2", (cu_pointer memory))                                          \
-    FUNCTION(clear, "cuMemsetD8_v2", (cu_pointer memory, unsigned char value, size_t bytes))     \
-    FUNCTION(upload, "cuMemcpyHtoD_v2", (cu_pointer to, const void *from, size_t bytes))         \
+    FUNCTION(clear_later, "cuMemsetD8Async",                                                     \
+             (cu_pointer memory, unsigned char value, size_t bytes, cu_stream stream))           \
     FUNCTION(upload_later, "cuMemcpyHtoDAsync_v2",                                               \
              (cu_pointer to, const void *from, size_t bytes, cu_stream stream))                  \
     FUNCTION(download_later, "cuMemcpyDtoHAsync_v2",                                             \

@@ -75,6 +75,7 @@ typedef struct shohin_device_code {
     const unsigned char *image; /* a fat binary */
     const char *arch;           /* that it was compiled for, e.g. "sm_80" */
     int32_t capability;         /* ten times the least compute capability, e.g. 80 */
+    int32_t cuda;               /* that the driver must know, as it counts, e.g. 13000 */
     const shohin_launch *launches; /* info.step_count */
     const shohin_argument *arguments;
 
@@ -95,7 +96,7 @@ typedef struct shohin_model {
 } shohin_model;
 
 /* The most arrays that a kernel of a GPU takes. */
-enum { SHOHIN_MOST_ARGUMENTS = 64 };
+enum { SHOHIN_MOST_ARGUMENTS = 500 };
 
 /* Room for a decimal number and the zero behind it. */
 enum { SHOHIN_DIGITS = 21 };

@@ -149,8 +149,12 @@ class SparseConv2d(GridKernel):
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Runs of pixels, filters, images."""
-        return ceil_div(self._pixels, self.threads * self.own), self.filters, self.batch
+        """Runs of pixels of every filter of every image."""
+        return self._runs * self.filters * self.batch, 1, 1
+
+    @property
+    def _runs(self) -> int:
+        return ceil_div(self._pixels, self.threads * self.own)
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Input with borders, where lists begin, offsets, weights, biases, operands, output."""
@@ -169,7 +173,9 @@ class SparseConv2d(GridKernel):
     def emit(self, block: BlockIndex, thread: Expr, buffers: tuple[Buffer, ...]) -> None:
         """A few pixels of one filter."""
         x, start, offsets, weights, bias, *operands, y = buffers
-        run, filter_, image = block
+        run = T.bind(T.floormod(block[0], self._runs))
+        filter_ = T.bind(T.floormod(T.floordiv(block[0], self._runs), self.filters))
+        image = T.bind(T.floordiv(block[0], self._runs * self.filters))
         shape, width = self.geometry, self.geometry.output_size[1]
         plane = math.prod(shape.size)
         pixels = [T.bind((run * self.own + i) * self.threads + thread) for i in range(self.own)]

@@ -37,6 +37,11 @@ class GridKernel(Template):
     def threads(self) -> int:
         """Threads of a block, a multiple of 32."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return 0 in self.grid
+
     @abstractmethod
     def emit(self, block: BlockIndex, thread: Expr, buffers: tuple[Buffer, ...]) -> None:
         """Emit the code of one thread."""
@@ -74,7 +79,7 @@ class PointKernel(GridKernel):
     @property
     def grid(self) -> tuple[int, int, int]:
         """Elements over the threads of a block."""
-        return (max(1, ceil_div(self.elements, self.threads)), 1, 1)
+        return (ceil_div(self.elements, self.threads), 1, 1)
 
     @property
     def threads(self) -> int:
@@ -107,7 +112,7 @@ class WarpKernel(GridKernel):
     @property
     def grid(self) -> tuple[int, int, int]:
         """Results over the warps of a block."""
-        return (max(1, ceil_div(self.results, self.threads // WARP)), 1, 1)
+        return (ceil_div(self.results, self.threads // WARP), 1, 1)
 
     @property
     def threads(self) -> int:

@@ -162,9 +162,13 @@ class TiledProduct(GridKernel):
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Tiles of columns, tiles of rows, products."""
-        batch, rows, columns, _ = self.size
-        return ceil_div(columns, self.tile.columns), ceil_div(rows, self.tile.rows), batch
+        """Tiles of columns of every product, tiles of rows."""
+        batch, rows, _, _ = self.size
+        return batch * self._column_tiles, ceil_div(rows, self.tile.rows), 1
+
+    @property
+    def _column_tiles(self) -> int:
+        return ceil_div(self.size[2], self.tile.columns)
 
     @property
     def threads(self) -> int:
@@ -187,11 +191,13 @@ class TiledProduct(GridKernel):
             line_of(tile.step, tile.rows, self.word),
             line_of(tile.step, tile.columns, self.word),
         )
-        first = (T.bind(block[1] * tile.rows), T.bind(block[0] * tile.columns))
-        loads = Loads(self, buffers, block[2], first, thread)
+        product = T.bind(T.floordiv(block[0], self._column_tiles))
+        column = T.floormod(block[0], self._column_tiles) * tile.columns
+        first = (T.bind(block[1] * tile.rows), T.bind(column))
+        loads = Loads(self, buffers, product, first, thread)
         sums = self.accumulate(thread, loads, lines)
         for row, column, total in self.results(thread, sums):
-            self.finish_existing(buffers, (block[2], first[0] + row, first[1] + column), total)
+            self.finish_existing(buffers, (product, first[0] + row, first[1] + column), total)
 
     def accumulate(self, thread: Expr, loads: "Loads", lines: tuple[Buffer, Buffer]) -> Buffer:
         """The sums of a thread's part of a tile.

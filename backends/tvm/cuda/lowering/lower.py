@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import torch
+from torch import fx
+
 from shohin.backends.tvm.cuda.lowering import fixed, images, matrices, regions
 from shohin.backends.tvm.cuda.lowering.planner import CudaPlanner, Placer
 from shohin.backends.tvm.cuda.target import CudaTarget
@@ -10,7 +13,9 @@ from shohin.backends.tvm.lowering import operations as ops
 from shohin.backends.tvm.lowering.calls import Plan
 from shohin.backends.tvm.lowering.memory import ConstantFile, plan_arena
 from shohin.backends.tvm.lowering.operations import Operation
+from shohin.errors import UnsupportedError
 from shohin.ir.program import Program
+from shohin.ir.shapes import fake_values
 
 PLACERS: dict[type[Operation], Placer] = {
     ops.Convolution: images.place_convolution,
@@ -32,6 +37,19 @@ PLACERS: dict[type[Operation], Placer] = {
 }
 
 
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def half_precision(program: Program, batch: int = 1) -> list[fx.Node]:
+    """Nodes of half precision, for which there are no kernels."""
+    fakes = fake_values(program.module, program.inputs, batch)
+    return [
+        node
+        for node, fake in fakes.items()
+        if isinstance(fake, torch.Tensor) and fake.dtype in _HALF
+    ]
+
+
 def lower(program: Program, target: CudaTarget, batch: int, constants: Path) -> Plan:
     """Plan a binary.
 
@@ -44,6 +62,10 @@ def lower(program: Program, target: CudaTarget, batch: int, constants: Path) -> 
     Raises:
         UnsupportedError: listing every node that nothing can compile.
     """
+    if found := half_precision(program, batch):
+        names = ", ".join(node.name for node in found[:8])
+        problem = f"these nodes have half precision, for which there are no kernels: {names}"
+        raise UnsupportedError("backend cuda", problem, "convert them to float32 in the model")
     operations = processors.select(program, batch)
     planner = CudaPlanner(target, ConstantFile(constants), PLACERS)
     calls = planner.plan(operations)

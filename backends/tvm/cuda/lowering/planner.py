@@ -1,5 +1,6 @@
 """Planning for a GPU: a kernel for every operation, a place for every array, all row-major."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,11 @@ from shohin.backends.tvm.lowering.calls import KernelCall
 from shohin.backends.tvm.lowering.memory import ALIGNMENT, Buffer, ConstantFile, Placement
 from shohin.backends.tvm.lowering.operations import Array, Operation, Operations, Value
 from shohin.backends.tvm.lowering.values import constant_numbers, dtype_text, numpy_of
+from shohin.errors import UnsupportedError
+
+_MOST_ELEMENTS = 1 << 31
+_MOST_BLOCKS = 65535
+"""Along the second and third axis of a grid."""
 
 Placer = Callable[["CudaPlanner", Any], None]
 
@@ -47,9 +53,15 @@ class CudaPlanner:
     def call(
         self, kernel: GridKernel, arguments: list[Placement], label: str, macs: int = 0
     ) -> None:
-        """Append a launch, noting what it keeps alive."""
-        x, y, z = kernel.grid
-        self.call_function(kernel, arguments, x * y * z, label, macs)
+        """Append a launch, noting what it keeps alive; none where there is nothing to compute.
+
+        Raises:
+            UnsupportedError: when an array or the grid is larger than kernels can count.
+        """
+        if kernel.is_empty:
+            return
+        _check_size(kernel, label)
+        self.call_function(kernel, arguments, kernel.grid[0] * kernel.grid[1], label, macs)
 
     def call_function(
         self, function: Any, arguments: list[Placement], blocks: int, label: str, macs: int = 0
@@ -131,6 +143,16 @@ class CudaPlanner:
         if value.elements:
             output = Placement(Buffer("output", value.bytes, index))
             self._copy(value, place, output, "copy to output")
+
+
+def _check_size(kernel: GridKernel, label: str) -> None:
+    x, y, z = kernel.grid
+    if x >= _MOST_ELEMENTS or max(y, z) > _MOST_BLOCKS:
+        raise UnsupportedError(label, f"needs a grid of {x} x {y} x {z} blocks, too many for a GPU")
+    for parameter in kernel.parameters():
+        if math.prod(parameter.shape) >= _MOST_ELEMENTS:
+            problem = f"an array of {math.prod(parameter.shape)} elements; at most 2**31 - 1 can be"
+            raise UnsupportedError(label, problem, "compile for a smaller batch")
 
 
 def _flat_numbers(value: Value) -> Array:

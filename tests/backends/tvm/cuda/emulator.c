@@ -7,6 +7,8 @@
  *
  *   EMULATED_GPUS        how many there are (1)
  *   EMULATED_CAPABILITY  ten times the compute capability (90)
+ *   EMULATED_CUDA        version of CUDA, as drivers count (13000)
+ *   EMULATED_LOADS       0: it finds no kernels for the GPU in any image
  *   EMULATED_MEMORY      bytes that can be allocated
  *   EMULATED_GRAPHS      0: it records no graphs
  *   EMULATED_LOG         a file that is told of what is still allocated at the end
@@ -17,7 +19,7 @@
 #include <string.h>
 #include <ucontext.h>
 
-enum { MOST_THREADS = 1024, STACK_BYTES = 64 << 10, WARP = 32, SHARED_WORDS = 8 };
+enum { MOST_THREADS = 1024, STACK_BYTES = 64 << 10, WARP = 32, SHARED_WORDS = 8, MOST_ARGUMENTS = 512 };
 
 typedef struct {
     int x, y, z;
@@ -142,12 +144,12 @@ static void run_kernel(const emulated_kernel *kernel, const unsigned *grid, unsi
 typedef struct {
     const emulated_kernel *kernel;
     unsigned grid[3], block;
-    void *arguments[64];
+    void *arguments[MOST_ARGUMENTS];
 } record;
 
 typedef struct {
     int recording, count;
-    record records[4096];
+    record records[1024];
 } stream;
 
 static long allocated, held, modules, streams, contexts, graphs, events;
@@ -168,6 +170,9 @@ __attribute__((destructor)) static void report(void) {
 }
 
 int cuInit(unsigned flags) { return setting("EMULATED_GPUS", 1) == 0 ? 100 : (int)flags; }
+int cuDriverGetVersion(int *version) {
+    return *version = (int)setting("EMULATED_CUDA", 13000), 0;
+}
 int cuDeviceGetCount(int *count) { return *count = (int)setting("EMULATED_GPUS", 1), 0; }
 int cuDeviceGet(int *device, int number) { return *device = number, 0; }
 int cuDeviceGetName(char *name, int room, int device) {
@@ -192,8 +197,8 @@ int cuCtxPopCurrent_v2(void **context) { return --held, *context = &contexts, 0;
 int cuModuleLoadData(void **module, const void *image) {
     uint32_t magic;
     memcpy(&magic, image, sizeof magic);
-    if (magic != 0xba55ed50) {
-        return 200;
+    if (magic != 0xba55ed50 || setting("EMULATED_LOADS", 1) == 0) {
+        return magic != 0xba55ed50 ? 200 : 209;
     }
     ++modules;
     return *module = &modules, 0;
@@ -224,16 +229,15 @@ int cuMemFree_v2(uint64_t memory) {
     free(found);
     return 0;
 }
-int cuMemsetD8_v2(uint64_t memory, unsigned char value, size_t bytes) {
+int cuMemsetD8Async(uint64_t memory, unsigned char value, size_t bytes, void *on) {
+    (void)on;
     memset((void *)(uintptr_t)memory, value, bytes);
     return 0;
 }
-int cuMemcpyHtoD_v2(uint64_t to, const void *from, size_t bytes) {
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *on) {
+    (void)on;
     memcpy((void *)(uintptr_t)to, from, bytes);
     return 0;
-}
-int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *on) {
-    return (void)on, cuMemcpyHtoD_v2(to, from, bytes);
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *on) {
     (void)on;
@@ -294,7 +298,7 @@ int cuGraphLaunch(stream *ready, stream *on) {
     (void)on;
     for (int i = 0; i < ready->count; ++i) {
         record *one = &ready->records[i];
-        void *pointers[64];
+        void *pointers[MOST_ARGUMENTS];
         for (int j = 0; j < one->kernel->arguments; ++j) {
             pointers[j] = &one->arguments[j];
         }

@@ -23,6 +23,8 @@ unsigned emulated_shuffle_xor(unsigned value, int apart);
 const unsigned *emulated_share(const unsigned *words, int count);
 float nearbyintf(float), floorf(float), ceilf(float), sqrtf(float), logf(float), expf(float);
 float powf(float, float), fabsf(float), tanhf(float), erff(float), roundf(float), truncf(float);
+float tanf(float), atanf(float), sinhf(float), coshf(float), exp2f(float);
+float log2f(float), log10f(float), asinf(float), acosf(float), atan2f(float, float);
 float sinf(float), cosf(float), fmodf(float, float), log1pf(float), expm1f(float), rintf(float);
 double nearbyint(double), floor(double), sqrt(double), log(double), exp(double), fabs(double);
 double pow(double, double);
@@ -44,6 +46,7 @@ template <typename To, typename From> static inline To emulated_bits(From from) 
     return to;
 }
 static inline float __int_as_float(int x) { return emulated_bits<float>(x); }
+#define rsqrtf(x) (1.0f / sqrtf(x))
 static inline float __uint_as_float(unsigned x) { return emulated_bits<float>(x); }
 static inline double __longlong_as_double(long long x) { return emulated_bits<double>(x); }
 
@@ -115,9 +118,22 @@ static inline float emulated_tf32(float value) {
                                              : emulated_bits<float>((bits + 0x1000) & 0xffffe000);
 }
 
+static inline bool emulated_finite(float value) { return value - value == 0.0f; }
+
+static inline float emulated_large(float value) {
+    const float large = emulated_tf32(value);
+    return emulated_finite(value) && !emulated_finite(large)
+               ? emulated_bits<float>(emulated_bits<unsigned>(value) & 0xffffe000)
+               : large;
+}
+
 static inline float emulated_rest(float value) {
-    const float rest = value - emulated_tf32(value);
-    return emulated_tf32(rest - rest == 0.0f ? rest : 0.0f);
+    const float rest = value - emulated_large(value);
+    return emulated_tf32(emulated_finite(rest) ? rest : 0.0f);
+}
+
+static inline float emulated_finite_part(float value) {
+    return emulated_finite(emulated_large(value)) ? emulated_large(value) : 0.0f;
 }
 
 static inline int shohin_mma_float(float *sums, float a0, float a1, float a2, float a3, float b0,
@@ -125,10 +141,14 @@ static inline int shohin_mma_float(float *sums, float a0, float a1, float a2, fl
     const float values[6] = {a0, a1, a2, a3, b0, b1};
     emulated_fragments own;
     __builtin_memcpy(&own, values, sizeof own);
-    emulated_mma(sums, own, [](unsigned left, unsigned right) {
+    float part[4] = {0, 0, 0, 0};
+    emulated_mma(part, own, [](unsigned left, unsigned right) {
         const float a = emulated_bits<float>(left), b = emulated_bits<float>(right);
-        const float large_a = emulated_tf32(a), large_b = emulated_tf32(b);
-        return emulated_rest(a) * large_b + large_a * emulated_rest(b) + large_a * large_b;
+        return emulated_rest(a) * emulated_finite_part(b) +
+               emulated_finite_part(a) * emulated_rest(b) + emulated_large(a) * emulated_large(b);
     });
+    for (int i = 0; i < 4; ++i) {
+        sums[i] += part[i];
+    }
     return 0;
 }

@@ -10,6 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 import shohin
+from shohin.backends.tvm.cuda.kernels.layers import MatMul
+from shohin.backends.tvm.cuda.kernels.tiles import _THREAD_TILES
+from shohin.errors import UnsupportedError
 
 TENSOR_CORES, NONE = "cuda{arch=sm_80}", "cuda{arch=sm_75}"
 
@@ -125,3 +128,48 @@ def test_layers_of_low_rank_are_one_kernel_where_that_pays(tmp_path, monkeypatch
     monkeypatch.setattr("shohin.backends.tvm.cuda.kernels.pairs.MULTIPROCESSORS", 1)
     binary = check(program, NONE, [images(20)], tmp_path)
     assert "conv_pair" in kernels(binary)
+
+
+def test_empty_arrays_need_no_kernels(tmp_path):
+    """Whose results others may read: a mean of nothing is not a number, a sum zero."""
+    module = net(
+        lambda s, x: (
+            functional.layer_norm(x[:, :0], (30,)),
+            x[:, :0].softmax(-1),
+            x[:, :0].relu(),
+            torch.cat([x[:, :0], x], 1),
+        )
+    )
+    check(captured(module, (3, 30)), NONE, [torch.randn(2, 3, 30)], tmp_path)
+
+
+def test_infinity_passes_through_tensor_cores(tmp_path):
+    program = captured(net(lambda s, x: s.a(x), a=nn.Linear(24, 3)), (24,))
+    with torch.no_grad():
+        for parameter in program.module.parameters():
+            parameter.fill_(0.5)
+    x = torch.zeros(17, 24)
+    x[2, 5], x[3, 7], x[4, 1], x[5, 2] = torch.inf, -torch.inf, torch.nan, 3.4027e38
+    (found,) = run_emulated(shohin.compile(program, TENSOR_CORES, batch=17), [x], tmp_path)
+    expected = program.module(x)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.allclose(found, expected, rtol=1e-6, equal_nan=True)
+
+
+def test_many_products_are_one_grid():
+    kernel = MatMul(unit="fma", tile=_THREAD_TILES[-1], batch=70000, rows=2, columns=2, depth=3)
+    assert kernel.grid == (70000, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (lambda s, x: x.half().float(), "these nodes have half precision"),
+        (lambda s, x: x.expand(2, 1 << 15, 1 << 16).softmax(-1), "at most 2**31 - 1 can be"),
+    ],
+)
+def test_what_there_is_no_kernel_for(function, text):
+    program = captured(net(function), (1, 1 << 16))
+    with pytest.raises(UnsupportedError) as caught:
+        shohin.compile(program, NONE, batch=2)
+    assert text in str(caught.value)

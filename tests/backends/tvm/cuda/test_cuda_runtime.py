@@ -59,6 +59,17 @@ def test_drivers_that_record_no_graphs_serve(binary, folder):
     ("settings", "code", "text"),
     [
         ({"gpus": 0}, 4, "the CUDA driver shows no GPU"),
+        (
+            {"cuda": 12040},
+            4,
+            "the CUDA driver is too old: it knows CUDA 12.4; the model needs 13.0",
+        ),
+        (
+            {"loads": 0},
+            4,
+            "the CUDA driver has no kernels for this GPU in a model compiled for sm_80; compile it "
+            "for the GPU, or install a newer driver",
+        ),
         ({"capability": 75}, 4, "the GPU Emulated is sm_75; the model was compiled for sm_80"),
         ({"memory": 100}, 3, "out of memory on the GPU: 9036 bytes for weights"),
         ({"memory": 9100}, 3, "out of memory on the GPU: 192 bytes for working memory"),
@@ -101,8 +112,7 @@ def test_a_driver_that_is_too_old_is_told_so(binary, folder):
     )
     assert (done.returncode, done.stderr.strip()) == (
         4,
-        "net: create: the CUDA driver is too old: it lacks cuDeviceGetCount; version 11.4 or "
-        "newer is needed",
+        "net: create: the CUDA driver is too old: it lacks cuDriverGetVersion; install a newer one",
     )
 
 
