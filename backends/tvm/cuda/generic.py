@@ -1,9 +1,8 @@
 """Kernels of regions without a template: a thread for every element, or for every item."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import tvm_ffi
 from tvm import ir, tirx
 
 from shohin.backends.tvm.generic.bodies import fold_body, store_body
@@ -31,7 +30,7 @@ THREADS = 128
 def build_nest(nest: Nest) -> RangedKernel:
     """The kernel of a nest; its extent is blocks of threads."""
     work = nest.work()
-    nest = nest.map(expand).map(_ordered)
+    nest = nest.map(expand)
     count = 1
     for axis in nest.axes:
         count *= axis.extent
@@ -79,20 +78,3 @@ def _grid(item: Expr, body: Stmt, parameters: Sequence[Buffer], count: int) -> t
         body = tirx.AttrStmt(axis, "thread_extent", tirx.const(extent, "int32"), body)
     function = tirx.PrimFunc([*parameters], body)
     return function.with_attr({"tirx.noalias": True, "s_tir": True}), blocks
-
-
-def _ordered(expression: Expr) -> Expr:
-    """Maxima and minima of floats as on processors: the second operand where either is NaN."""
-    changes: list[tuple[Any, Callable[[Any, Any], Any]]] = [
-        (tirx.Max, lambda a, b: a > b),
-        (tirx.Min, lambda a, b: a < b),
-    ]
-    for kind, first_wins in changes:
-
-        def chosen(node: Any, wins: Callable[[Any, Any], Any] = first_wins) -> Any:
-            if not str(node.ty.dtype).startswith("float"):
-                return node
-            return tirx.Select(wins(node.a, node.b), node.a, node.b)
-
-        expression = tvm_ffi.structural_map(expression, (kind, chosen), order="post")
-    return expression

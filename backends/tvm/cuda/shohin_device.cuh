@@ -21,6 +21,13 @@ typedef unsigned long long uint64_t;
 #define SHOHIN_FUNCTION static __device__ __forceinline__
 #define SHOHIN_ALL_LANES 0xffffffffu
 
+/* Those that TVM writes, with the order of NaN that they have on processors: the second where either
+   is NaN. CUDA's own ignore NaN. */
+template <typename T> SHOHIN_FUNCTION T shohin_max(T one, T two) { return one > two ? one : two; }
+template <typename T> SHOHIN_FUNCTION T shohin_min(T one, T two) { return one < two ? one : two; }
+#define max shohin_max
+#define min shohin_min
+
 /* The larger of two; NaN is the largest of all. */
 SHOHIN_FUNCTION float shohin_larger(float held, float value) {
     return value > held || value != value ? value : held;

@@ -16,7 +16,6 @@ or 64 bits before they are rescaled; integers have 32 afterwards.
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from shohin.backends.tvm.kernels import vector_math as vm
 from shohin.backends.tvm.kernels.emit import Expr, number, splat
 
 PREFIX = "fixed-"
@@ -66,12 +65,11 @@ def _rounded(x: Expr, fraction: int, low: int, high: int, nearest: int, *, lanes
     scaled = T.bind(x * number(2.0**fraction, lanes))
     # Limits first: what is beyond them has no integer. They are whole, so rounding keeps them.
     least, most = number(float(low), lanes), number(float(high), lanes)
-    above = T.bind(vm.larger(scaled, least))
-    below = T.bind(vm.smaller(scaled, most))
+    above, below = T.bind(T.max(scaled, least)), T.bind(T.min(scaled, most))
     # Both give their second operand where the first is NaN; a comparison of a number with itself
     # would be taken for true.
     is_nan = T.And(above == least, below == most)
-    kept = T.bind(T.Select(is_nan, number(0.0, lanes), vm.smaller(above, most)))
+    kept = T.Select(is_nan, number(0.0, lanes), T.min(above, most))
     rounded = T.nearbyint(kept) if nearest else T.floor(kept)
     if not nearest and fraction < 0:
         # The product of a tiny negative number is rounded to zero; the next lower integer is not.

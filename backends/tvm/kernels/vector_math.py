@@ -60,25 +60,12 @@ def at_least(x: Expr, low: Expr) -> Expr:
 
     TVM's maximum gives its second operand when either is NaN, so the order matters.
     """
-    return larger(low, x)
+    return T.max(low, x)
 
 
 def at_most(x: Expr, high: Expr) -> Expr:
     """The smaller of the two; NaN where x is NaN."""
-    return smaller(high, x)
-
-
-def larger(one: Expr, two: Expr) -> Expr:
-    """The larger of two floats, the second where either is NaN.
-
-    That is what TVM's maximum is on processors; on GPUs, which have single lanes, it ignores NaN.
-    """
-    return T.max(one, two) if lanes_of(two) > 1 else T.Select(one > two, one, two)
-
-
-def smaller(one: Expr, two: Expr) -> Expr:
-    """The smaller of two floats, the second where either is NaN."""
-    return T.min(one, two) if lanes_of(two) > 1 else T.Select(one < two, one, two)
+    return T.min(high, x)
 
 
 def clamp(x: Expr, low: float, high: float) -> Expr:

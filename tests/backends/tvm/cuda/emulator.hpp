@@ -36,9 +36,6 @@ double pow(double, double);
 #define __logf logf
 #define __expf expf
 
-template <typename T> static inline T max(T a, T b) { return a > b ? a : b; }
-template <typename T> static inline T min(T a, T b) { return a < b ? a : b; }
-
 template <typename To, typename From> static inline To emulated_bits(From from) {
     To to;
     static_assert(sizeof(to) == sizeof(from), "same size");
