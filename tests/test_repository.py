@@ -14,7 +14,7 @@ import pytest
 _ROOT = Path(__file__).parents[1]
 _SOURCE = _ROOT / "src" / "shohin"
 _LINKED = ("ir", "passes", "backends")
-_DATA_SUFFIXES = {".c", ".h", ".lark", ".txt", ".typed"}
+_DATA_SUFFIXES = {".c", ".cuh", ".h", ".lark", ".txt", ".typed"}
 
 # Each may import those before it, and itself. Whatever is not named is a part of the public API.
 _LAYERS = ("errors", "spec", "ir", "passes", "backends", "api", "cli")
