@@ -80,7 +80,8 @@ class Armv7Target(Processor):
             "mattr": ["+neon", fused],
             "mfloat-abi": "hard",
             "num-cores": self.threads,
-            "opt-level": 2,
+            # At level 2 lanes of `exchange` come from the wrong places.
+            "opt-level": 3,
         }
 
     def dot_unit(self, bits: Literal[8, 16]) -> tuple[str, int]:

@@ -136,3 +136,15 @@ def test_products_are_fused_with_sums(cpu: str) -> None:
     assert words.count("vmul.f32") == 0
     # Neither sums nor weights are spilled.
     assert "vldmia\tsp" not in text
+
+
+@EMULATED
+def test_pruned_convolutions_exchange_borders(tmp_path):
+    """Of images that are cut in tiles of eight by eight pixels."""
+    layers = {"a": nn.Conv2d(3, 16, 3, 1, 1), "b": nn.Conv2d(16, 16, 3, 1, 1)}
+    module = net(lambda s, x: s.b(s.a(x).relu()).relu(), **layers)
+    program = captured(module, (3, 32, 32))
+    program = shohin.optimize(program, "prune{density=0.1}", drift=False).program
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    found = run_emulated(program, "armv7", [x], tmp_path)
+    compare(found, program.module(x).detach(), tolerance=1e-5)
