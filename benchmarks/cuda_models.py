@@ -100,7 +100,7 @@ def measure_runs(models: Sequence[str], arch: str) -> None:
 
 
 def _check_gpu(arch: str) -> None:
-    if problem := why_not(CudaTarget(arch)):
+    if problem := why_not(arch):
         raise SystemExit(f"cuda: cannot run what is compiled for {arch} here: {problem}")
     if not torch.cuda.is_available():
         raise SystemExit("cuda: this PyTorch has no CUDA; install a build that does")

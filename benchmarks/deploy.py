@@ -15,7 +15,7 @@ not taken. Needs gcc, qemu-aarch64 and qemu-arm, and for the loops llvm-mca.
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,13 @@ TARGETS = (
     "arm{cpu=cortex-a76}",
     "armv7{cpu=cortex-a7}",
 )
-PARTS = ("table", "starts", "images", "program", "loops", "soak")
 _CALIBRATION = 16
 _IMAGES = 100
 
 
 def measure_table(models: Sequence[str]) -> None:
     """File sizes, and what programs execute, for every model, form and target."""
+    _need_emulators()
     rows = [row for model in models for row in _rows(model)]
     headings = (
         "model", "form", "target", "bytes", "x dense", "million instructions", "x dense",
@@ -121,6 +121,7 @@ def _targets(program: Program, image: Any) -> Iterator[dict[str, Any]]:
 
 def measure_program(source: Path) -> None:
     """Bytes of the programs of a trained LeNet-5, and what they see in real images."""
+    _need_emulators()
     images, labels = zoo.evaluation_set("lenet-5", limit=10 * _IMAGES)
     program = shohin.load(source)
     rows, expected = [], None
@@ -178,6 +179,7 @@ def measure_starts(models: Sequence[str]) -> None:
 
 def compare_images() -> None:
     """What programs for ARM see in real images, beside what that for x86-64 does."""
+    _need_emulators()
     name = "resnet-20-cifar10jpeg"
     images, labels = zoo.evaluation_set(name, limit=_IMAGES)
     program = shohin.capture(zoo.pretrained(name).eval(), (images[:2],), name="resnet-20")
@@ -207,6 +209,21 @@ def compare_images() -> None:
     save("deploy_images", rows, [table])
 
 
+def _need_emulators() -> None:
+    if problem := missing():
+        raise SystemExit(f"deploy: {problem}")
+
+
+PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
+    "table": lambda options: measure_table(options.models.split(",")),
+    "starts": lambda options: measure_starts(options.models.split(",")),
+    "images": lambda _: compare_images(),
+    "program": lambda options: measure_program(options.program),
+    "loops": lambda _: measure_loops(),
+    "soak": lambda _: deploy_soak.measure_soak(),
+}
+
+
 def main() -> None:
     """Run one part of the benchmark."""
     parser = argparse.ArgumentParser(
@@ -216,23 +233,7 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--program", type=Path, help="a trained LeNet-5")
     options = parser.parse_args()
-    if options.part == "soak":
-        deploy_soak.measure_soak()
-        return
-    if options.part == "starts":
-        measure_starts(options.models.split(","))
-        return
-    if options.part == "loops":
-        measure_loops()
-        return
-    if problem := missing():
-        raise SystemExit(f"deploy: {problem}")
-    if options.part == "program":
-        measure_program(options.program)
-    elif options.part == "table":
-        measure_table(options.models.split(","))
-    else:
-        compare_images()
+    PARTS[options.part](options)
 
 
 if __name__ == "__main__":

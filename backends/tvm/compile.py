@@ -16,8 +16,9 @@ from shohin.backends.tvm.binary import Binary, Build
 from shohin.backends.tvm.csource import (
     CODED_FILE,
     CONSTANTS_FILE,
-    SourceNames,
     Weights,
+    Work,
+    steps_of,
     supports_dtype,
     write_source,
 )
@@ -83,11 +84,31 @@ def compile_program(
         weights=weights,
         weight_bytes=constants.stat().st_size,
     )
-    _write_source(plan, parts, symbols, info, constants)
+    done = finish_binary(folder, plan, parts, info, steps_of(plan, symbols))
+    report(len(_STAGES), len(_STAGES), "done")
+    return done
+
+
+def finish_binary(
+    folder: "tempfile.TemporaryDirectory[str]",
+    plan: Plan,
+    parts: Parts,
+    info: ArtifactInfo,
+    work: Work,
+) -> Binary:
+    """Link what was compiled.
+
+    Args:
+        folder: holds the files.
+        plan: knows the interface and memory.
+        parts: the files, the weights among them.
+        info: what the binary says of itself.
+        work: what the model does.
+    """
+    parts.source.write_text(write_source(plan, parts.name, info, _weights(parts, info), work))
     library = parts.folder / "model.so"
     link(parts, "so", library, "glibc")
     append_trailer(library, manifest_of(info, parts.name))
-    report(len(_STAGES), len(_STAGES), "done")
     build = Build(folder, parts, plan.arena_bytes, plan.constants.size)
     return Binary(info, library, parts.name, build)
 
@@ -234,21 +255,9 @@ def describe(program: Program, target: Described, batch: int, plan: Plan) -> Art
     )
 
 
-def _write_source(
-    plan: Plan, parts: Parts, symbols: tuple[str, ...], info: ArtifactInfo, constants: Path
-) -> None:
-    names, weights = source_names(parts, symbols, info), included_weights(parts, info, constants)
-    parts.source.write_text(write_source(plan, names, info, weights))
-
-
-def source_names(parts: Parts, symbols: tuple[str, ...], info: ArtifactInfo) -> SourceNames:
-    """Names that the generated source uses."""
-    inputs, outputs = (tuple(spec.name for spec in specs) for specs in (info.inputs, info.outputs))
-    return SourceNames(parts.name, symbols, inputs, outputs)
-
-
-def included_weights(parts: Parts, info: ArtifactInfo, constants: Path) -> Weights:
+def _weights(parts: Parts, info: ArtifactInfo) -> Weights:
     """The file of weights, as the generated source includes it."""
-    with constants.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    file = parts.folder / (CODED_FILE if parts.coded else CONSTANTS_FILE)
+    with file.open("rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
     return Weights(digest, info.weight_bytes if parts.coded else None)

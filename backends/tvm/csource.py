@@ -9,6 +9,7 @@ from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import Value
 from shohin.backends.tvm.lowering.values import dtype_text
 from shohin.backends.tvm.manifest import manifest_of
+from shohin.ir.program import InputSpec
 
 CONSTANTS_FILE = "constants.bin"
 CODED_FILE = "coded.bin"
@@ -59,23 +60,6 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class SourceNames:
-    """Names that the generated source uses.
-
-    Attributes:
-        model: prefix of every symbol.
-        symbols: C symbol of each call's kernel, in order of the calls.
-        inputs: names of the inputs.
-        outputs: names of the outputs.
-    """
-
-    model: str
-    symbols: tuple[str, ...]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Work:
     """What a model does.
 
@@ -93,37 +77,35 @@ def supports_dtype(value: Value) -> bool:
     return dtype_text(value.dtype) in _DTYPES
 
 
-def write_source(
-    plan: Plan,
-    names: SourceNames,
-    info: ArtifactInfo,
-    weights: Weights,
-    work: Work | None = None,
-) -> str:
+def write_source(plan: Plan, model: str, info: ArtifactInfo, weights: Weights, work: Work) -> str:
     """The whole C file.
 
     Args:
         plan: calls and memory.
-        names: symbols.
+        model: prefix of every symbol.
         info: what the binary says of itself.
         weights: where they are.
-        work: what the model does; calls of the kernels in order unless given.
+        work: what the model does.
     """
-    done = _steps(plan, names.symbols) if work is None else work
     return "".join(
         [
             _HEAD,
-            _constants(names, weights),
-            done.definitions,
-            _tensors("input", plan.inputs, names.inputs),
-            _tensors("output", plan.outputs, names.outputs),
-            _model(plan, names, info, weights, done),
+            _constants(model, weights),
+            work.definitions,
+            _tensors("input", plan.inputs, info.inputs),
+            _tensors("output", plan.outputs, info.outputs),
+            _model(plan, model, info, weights, work),
         ]
     )
 
 
-def _steps(plan: Plan, symbols: tuple[str, ...]) -> Work:
-    """Functions of the processor, one after another."""
+def steps_of(plan: Plan, symbols: tuple[str, ...]) -> Work:
+    """What a model does on a processor: functions, one after another.
+
+    Args:
+        plan: calls and memory.
+        symbols: C symbol of each call's kernel, in order of the calls.
+    """
     signatures = {s: len(c.arguments) for s, c in zip(symbols, plan.calls, strict=True)}
     parts = []
     for symbol, count in signatures.items():
@@ -148,10 +130,10 @@ def included(name: str, part: str, file: str, digest: str) -> str:
     return _INCLUDED.format(digest=digest, name=name, part=part, file=file)
 
 
-def _constants(names: SourceNames, weights: Weights) -> str:
+def _constants(model: str, weights: Weights) -> str:
     part, file = ("constants", CONSTANTS_FILE) if weights.coded is None else ("coded", CODED_FILE)
-    text = included(names.model, part, file, weights.digest)
-    return text if weights.coded is None else text + f"SHOHIN_DECLARE_RUNTIME({names.model});\n\n"
+    text = included(model, part, file, weights.digest)
+    return text if weights.coded is None else text + f"SHOHIN_DECLARE_RUNTIME({model});\n\n"
 
 
 def _step(index: int, symbol: str, call: KernelCall) -> str:
@@ -181,14 +163,14 @@ def _steps_table(plan: Plan) -> str:
     return "\nstatic const shohin_step steps[] = {\n" + "".join(rows) + filler + "};\n\n"
 
 
-def _tensors(kind: str, values: list[Value], names: tuple[str, ...]) -> str:
+def _tensors(kind: str, values: list[Value], specs: tuple[InputSpec, ...]) -> str:
     shapes, rows = [], []
-    for index, (value, name) in enumerate(zip(values, names, strict=True)):
+    for index, (value, spec) in enumerate(zip(values, specs, strict=True)):
         sizes = ", ".join(str(size) for size in value.shape) or "0"
         shapes.append(f"static const int64_t {kind}_shape_{index}[] = {{{sizes}}};\n")
         dtype = _DTYPES[dtype_text(value.dtype)]
         rows.append(
-            f"    {{{c_string(name)}, {dtype}, {len(value.shape)}, {kind}_shape_{index}, "
+            f"    {{{c_string(spec.name)}, {dtype}, {len(value.shape)}, {kind}_shape_{index}, "
             f"{value.bytes}}},\n"
         )
     alignment = ", ".join("64" for _ in values)
@@ -199,12 +181,12 @@ def _tensors(kind: str, values: list[Value], names: tuple[str, ...]) -> str:
     )
 
 
-def _model(plan: Plan, names: SourceNames, info: ArtifactInfo, weights: Weights, work: Work) -> str:
+def _model(plan: Plan, model: str, info: ArtifactInfo, weights: Weights, work: Work) -> str:
     # Steps have functions of their own; all about them is in the trailer.
-    metadata = manifest_of(replace(info, steps=()), names.model)
+    metadata = manifest_of(replace(info, steps=()), model)
     facts = {
         "abi_version": "SHOHIN_ABI_VERSION",
-        "name": c_string(names.model),
+        "name": c_string(model),
         "version": c_string(info.tools["shohin"]),
         "target": c_string(info.target),
         "content_hash": c_string(info.content_hash),
@@ -223,22 +205,22 @@ def _model(plan: Plan, names: SourceNames, info: ArtifactInfo, weights: Weights,
         "static const shohin_model model = {\n"
         f"    .info = {{\n{fields}    }},\n"
         f"{work.fields}"
-        f"{_weights(names, weights)}"
+        f"{_weights(model, weights)}"
         f"    .processor = {c_string(info.tools['processor'])},\n"
         f"    .needs = {c_string(' '.join(info.needs))},\n"
         "    .input_alignment = input_alignment,\n"
         "    .output_alignment = output_alignment,\n"
         "};\n\n"
-        f"SHOHIN_DEFINE_MODEL({names.model}, model);\n"
+        f"SHOHIN_DEFINE_MODEL({model}, model);\n"
     )
 
 
-def _weights(names: SourceNames, weights: Weights) -> str:
+def _weights(model: str, weights: Weights) -> str:
     if weights.coded is None:
-        return f"    .constants = {names.model}_constants,\n"
+        return f"    .constants = {model}_constants,\n"
     return (
-        f"    .decode = {names.model}_shohin_decode,\n"
-        f"    .coded = (const unsigned char *){names.model}_coded,\n"
+        f"    .decode = {model}_shohin_decode,\n"
+        f"    .coded = (const unsigned char *){model}_coded,\n"
         f"    .coded_bytes = {weights.coded},\n"
     )
 

@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from shohin.backends.tvm import arm, armv7
+from shohin.backends.tvm.cuda.device import why_not
 from shohin.backends.tvm.cuda.target import ARCHITECTURES
 from shohin.backends.tvm.processor import (
     Machine,
@@ -182,8 +183,7 @@ def host_runs(processor: str) -> str:
     if processor in armv7.NEEDS:
         return _what_lacks("arm", set(armv7.NEEDS[processor]))
     if processor in ARCHITECTURES:
-        # Whether there is such a GPU is known to its driver alone, which is asked at creation.
-        return ""
+        return why_not(processor)
     return "which this version of shohin does not know" if processor else ""
 
 

@@ -28,7 +28,7 @@ class CudaBackend(Backend):
     def variants(self, kind: str) -> tuple[TargetVariant, ...]:
         """The generations of GPUs, and what kernels use there."""
         return tuple(
-            TargetVariant(one.describe(), _facts(one), why_not(one))
+            TargetVariant(one.describe(), _facts(one), why_not(one.arch))
             for one in CudaTarget.variants()
         )
 

@@ -7,27 +7,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from shohin.backends.base import Progress, WeightForm
-from shohin.backends.tvm.binary import Binary, Build
+from shohin.backends.tvm.binary import Binary
 from shohin.backends.tvm.compile import (
     check_interface,
     code_weights,
     describe,
-    included_weights,
+    finish_binary,
     name_kernels,
-    source_names,
     symbol_prefix,
 )
-from shohin.backends.tvm.csource import CONSTANTS_FILE, write_source
+from shohin.backends.tvm.csource import CONSTANTS_FILE
 from shohin.backends.tvm.cuda.device_code import DeviceFunction
 from shohin.backends.tvm.cuda.device_code import write_source as write_device_source
 from shohin.backends.tvm.cuda.launches import IMAGE_FILE, launches_of
 from shohin.backends.tvm.cuda.lowering.lower import lower
 from shohin.backends.tvm.cuda.nvrtc import DeviceBinary, compile_source
 from shohin.backends.tvm.cuda.target import CudaTarget
-from shohin.backends.tvm.link import Parts, link
+from shohin.backends.tvm.link import Parts
 from shohin.backends.tvm.lowering.calls import Plan
-from shohin.backends.tvm.manifest import manifest_of
-from shohin.backends.tvm.trailer import append_trailer
 from shohin.errors import SpecError
 from shohin.ir.program import Program
 
@@ -130,16 +127,10 @@ def compile_program(
         weight_bytes=constants.stat().st_size,
         tools={**described.tools, "nvrtc": _compiler_version()},
     )
-    launches = launches_of(plan, made.launched, parts.name, target, made.code)
-    names = source_names(parts, tuple(one.name for one in made.launched), info)
-    text = write_source(plan, names, info, included_weights(parts, info, constants), launches)
-    parts.source.write_text(text)
-    library = parts.folder / "model.so"
-    link(parts, "so", library, "glibc")
-    append_trailer(library, manifest_of(info, parts.name))
+    work = launches_of(plan, made.launched, parts.name, target, made.code)
+    done = finish_binary(folder, plan, parts, info, work)
     report(len(_STAGES), len(_STAGES), "done")
-    build = Build(folder, parts, plan.arena_bytes, plan.constants.size)
-    return Binary(info, library, parts.name, build)
+    return done
 
 
 def _compiler_version() -> str:

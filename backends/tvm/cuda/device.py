@@ -3,20 +3,18 @@
 import ctypes
 from functools import lru_cache
 
-from shohin.backends.tvm.cuda.target import CudaTarget
+from shohin.backends.tvm.cuda.target import capability_of
 
 _MAJOR, _MINOR = 75, 76
 """The driver's numbers for the two parts of the compute capability."""
 
 
-def why_not(target: CudaTarget) -> str:
-    """Why this machine cannot run what is compiled for a target, or an empty text if it can."""
+def why_not(arch: str) -> str:
+    """Why this machine cannot run what is compiled for a generation; empty where it can."""
     found = _capability()
     if isinstance(found, str):
         return found
-    if found < target.capability:
-        return f"the GPU here is sm_{found}"
-    return ""
+    return f"the GPU here is sm_{found}" if found < capability_of(arch) else ""
 
 
 @lru_cache(maxsize=1)

@@ -53,13 +53,13 @@ def launches_of(
         arguments += [_argument(place) for place in places]
     definitions = (
         included(name, "image", IMAGE_FILE, hashlib.sha256(code.image).hexdigest())
-        + _table("shohin_launch launches", rows, '    {"", {0, 0, 0}, 0, 0, 0, ""},\n')
+        + _table("shohin_launch launches", rows, '    {"", {0, 0}, 0, 0, 0, ""},\n')
         + _table("shohin_argument arguments", arguments, "    {SHOHIN_IN_ARENA, 0, 0},\n")
         + "static const shohin_device_code device = {\n"
         f"    .image = (const unsigned char *){name}_image,\n"
         f"    .arch = {c_string(target.arch)},\n"
         f"    .capability = {target.capability},\n"
-        f"    .cuda = {1000 * code.cuda},\n"
+        f"    .cuda = {code.cuda},\n"
         "    .launches = launches,\n"
         "    .arguments = arguments,\n"
         "};\n\n"
@@ -92,7 +92,7 @@ def _launch(call: KernelCall, function: DeviceFunction, first: int, count: int) 
     if isinstance(kernel, GridKernel):
         grid, threads = kernel.grid, kernel.threads
     else:
-        grid, threads = (call.extent, 1, 1), THREADS
+        grid, threads = (call.extent, 1), THREADS
     sizes = ", ".join(map(str, grid))
     return (
         f"    {{{c_string(function.name)}, {{{sizes}}}, {threads}, {first}, {count}, "

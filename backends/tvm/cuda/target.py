@@ -34,6 +34,11 @@ _FAST_TF32 = ("sm_80", "sm_87", "sm_90", "sm_100")
 19.5 TFLOP/s on the A100; on cards for graphics tensor cores are no faster at it."""
 
 
+def capability_of(arch: str) -> int:
+    """Ten times the compute capability of a generation."""
+    return int(arch.removeprefix("sm_"))
+
+
 @dataclass(frozen=True)
 class CudaTarget:
     """An NVIDIA GPU to compile for.
@@ -69,7 +74,7 @@ class CudaTarget:
     @property
     def capability(self) -> int:
         """Ten times the compute capability."""
-        return int(self.arch.removeprefix("sm_"))
+        return capability_of(self.arch)
 
     @property
     def has_tensor_cores(self) -> bool:

@@ -26,6 +26,7 @@ from shohin.backends.tvm.lowering.place_compressed import place_compressed_linea
 from shohin.backends.tvm.lowering.place_fixed import place_quantized_image
 from shohin.backends.tvm.lowering.plan import Planner
 from shohin.backends.tvm.lowering.values import (
+    affine_numbers,
     bias_numbers,
     blocked_bytes,
     dtype_text,
@@ -161,16 +162,11 @@ def place_softmax(planner: Planner, op: SoftmaxRows) -> None:
 
 def place_layer_norm(planner: Planner, op: LayerNormalisation) -> None:
     """Rows of the normalised axes."""
-    affine = op.weight is not None or op.bias is not None
-    kernel = LayerNorm(op.x.elements // op.columns, op.columns, op.epsilon, affine)
-    numbers: list[Placement] = []
-    if affine:
-        ones: Array = np.ones(op.columns, np.float32)
-        weight = ones if op.weight is None else numpy_of(op.weight).reshape(-1)
-        bias = ones * 0 if op.bias is None else numpy_of(op.bias).reshape(-1)
-        numbers = [planner.constant(lambda: weight), planner.constant(lambda: bias)]
+    numbers = affine_numbers(op)
+    kernel = LayerNorm(op.x.elements // op.columns, op.columns, op.epsilon, bool(numbers))
+    places = [planner.constant(partial(np.asarray, one)) for one in numbers]
     x = planner.plain(op.x)
-    planner.call(kernel, [x, *numbers, planner.define_plain(op.output)], op.label)
+    planner.call(kernel, [x, *places, planner.define_plain(op.output)], op.label)
 
 
 def place_view(planner: Planner, op: View) -> None:

@@ -8,7 +8,14 @@ import torch
 from shohin.backends.tvm.kernels.emit import LANES, blocks
 from shohin.backends.tvm.kernels.epilogue import Step
 from shohin.backends.tvm.kernels.geometry import Geometry
-from shohin.backends.tvm.lowering.operations import Array, Convolution, Linear, Operation, Value
+from shohin.backends.tvm.lowering.operations import (
+    Array,
+    Convolution,
+    LayerNormalisation,
+    Linear,
+    Operation,
+    Value,
+)
 
 
 def blocked_bytes(value: Value) -> int:
@@ -64,6 +71,18 @@ def geometry_of(operation: Convolution) -> Geometry:
 def macs_of(operation: Convolution) -> int:
     """Multiply-accumulates of a convolution."""
     return operation.output.elements * math.prod(operation.weight.shape[1:])
+
+
+def affine_numbers(operation: LayerNormalisation) -> list[Array]:
+    """Weights and biases of a normalisation; none of them where it has neither."""
+    weight, bias = operation.weight, operation.bias
+    if weight is None and bias is None:
+        return []
+    ones: Array = np.ones(operation.columns, np.float32)
+    return [
+        ones if weight is None else numpy_of(weight).reshape(-1),
+        np.zeros_like(ones) if bias is None else numpy_of(bias).reshape(-1),
+    ]
 
 
 def kernel_steps(operation: Operation) -> tuple[Step, ...]:

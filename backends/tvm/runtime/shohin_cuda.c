@@ -124,36 +124,19 @@ static shohin_status open_driver(void) {
     return status != SHOHIN_OK ? status : check(shared.driver.device(&shared.device, 0), "GPU 0");
 }
 
-/* A version as the driver counts, e.g. 12040, as "12.4". */
-static const char *version_text(char text[SHOHIN_DIGITS], int version) {
-    char minor[SHOHIN_DIGITS];
-    const char *first = RUNTIME(decimal)(text, (uint64_t)(version / 1000));
-    const char *last = RUNTIME(decimal)(minor, (uint64_t)(version % 1000 / 10));
-    char both[2 * SHOHIN_DIGITS];
-    size_t length = 0;
-    for (; *first != '\0'; ++first) {
-        both[length++] = *first;
-    }
-    both[length++] = '.';
-    for (; *last != '\0'; ++last) {
-        both[length++] = *last;
-    }
-    both[length] = '\0';
-    memcpy(text, both, length + 1 < SHOHIN_DIGITS ? length + 1 : SHOHIN_DIGITS);
-    return text;
-}
-
 /* Refuses a driver that does not know the form of the kernels. */
 static shohin_status check_version(const shohin_device_code *code) {
     int found = 0;
     const shohin_status status = check(shared.driver.version(&found), "version");
-    if (status != SHOHIN_OK || found >= code->cuda) {
+    if (status != SHOHIN_OK || found / 1000 >= code->cuda) {
         return status;
     }
-    char theirs[SHOHIN_DIGITS], ours[SHOHIN_DIGITS];
+    char major[SHOHIN_DIGITS], minor[SHOHIN_DIGITS], needed[SHOHIN_DIGITS];
     const char *const parts[] = {"the CUDA driver is too old: it knows CUDA ",
-                                 version_text(theirs, found), "; the model needs ",
-                                 version_text(ours, code->cuda), NULL};
+                                 RUNTIME(decimal)(major, (uint64_t)(found / 1000)), ".",
+                                 RUNTIME(decimal)(minor, (uint64_t)(found % 1000 / 10)),
+                                 "; the model needs one for CUDA ",
+                                 RUNTIME(decimal)(needed, (uint64_t)code->cuda), NULL};
     return RUNTIME(fail)(SHOHIN_NO_DEVICE, parts);
 }
 
@@ -350,9 +333,8 @@ static shohin_status launch(shohin_instance *instance, int32_t step) {
     for (int32_t i = 0; i < one->argument_count; ++i) {
         pointers[i] = &instance->arguments[one->first_argument + i];
     }
-    return check(shared.driver.launch(shared.functions[step], one->grid[0], one->grid[1],
-                                      one->grid[2], one->threads, 1, 1, 0, instance->stream,
-                                      pointers, NULL),
+    return check(shared.driver.launch(shared.functions[step], one->grid[0], one->grid[1], 1,
+                                      one->threads, 1, 1, 0, instance->stream, pointers, NULL),
                  one->label);
 }
 

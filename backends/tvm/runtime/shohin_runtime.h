@@ -63,7 +63,7 @@ typedef struct shohin_argument {
 /* One step of a model for a GPU: a grid of blocks of threads. */
 typedef struct shohin_launch {
     const char *kernel; /* its symbol in the image */
-    uint32_t grid[3];
+    uint32_t grid[2]; /* blocks along x and y */
     uint32_t threads; /* of a block */
     int32_t first_argument;
     int32_t argument_count;
@@ -75,7 +75,7 @@ typedef struct shohin_device_code {
     const unsigned char *image; /* a fat binary */
     const char *arch;           /* that it was compiled for, e.g. "sm_80" */
     int32_t capability;         /* ten times the least compute capability, e.g. 80 */
-    int32_t cuda;               /* that the driver must know, as it counts, e.g. 13000 */
+    int32_t cuda;               /* major version that the driver must know, e.g. 13 */
     const shohin_launch *launches; /* info.step_count */
     const shohin_argument *arguments;
 

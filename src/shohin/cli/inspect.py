@@ -81,7 +81,7 @@ def inspect(
             return
         if steps:
             raise SpecError(file, "an executable shows no steps", "run it with --profile")
-        _inspect_unopened(file, False, as_json, "")
+        _inspect_unopened(_described_in(file), file, False, as_json, "")
         return
     if steps:
         raise SpecError(file, "has no steps before it is compiled", "inspect the .so")
@@ -156,10 +156,11 @@ def _write_formats(program: "Program", file: str, path: Path) -> None:
 
 def _inspect_binary(file: str, steps: bool, as_json: bool) -> None:
     from shohin.backends.tvm.binary import Binary
+    from shohin.backends.tvm.target import host_runs
 
-    problem = _why_not_here(file)
-    if problem:
-        _inspect_unopened(file, steps, as_json, problem)
+    info = _described_in(file)
+    if problem := host_runs(info.tools.get("processor", "")):
+        _inspect_unopened(info, file, steps, as_json, problem)
         return
     binary = Binary.load(file)
     described = describe_info(binary.info, file)
@@ -174,27 +175,19 @@ def _inspect_binary(file: str, steps: bool, as_json: bool) -> None:
         show("", _step_grid(timed))
 
 
-def _why_not_here(file: str) -> str:
-    """Why this machine cannot run a compiled model, or an empty text when it can."""
-    from shohin.backends.tvm.cuda.device import why_not
-    from shohin.backends.tvm.cuda.target import ARCHITECTURES, CudaTarget
+def _described_in(file: str) -> "ArtifactInfo":
+    """What the file of a compiled model says of itself."""
     from shohin.backends.tvm.manifest import info_of
-    from shohin.backends.tvm.target import host_runs
     from shohin.backends.tvm.trailer import read_trailer
 
     info, _ = info_of(read_trailer(Path(file)), file)
-    processor = info.tools.get("processor", "")
-    if processor in ARCHITECTURES:
-        return why_not(CudaTarget(processor))
-    return host_runs(processor)
+    return info
 
 
-def _inspect_unopened(file: str, steps: bool, as_json: bool, problem: str) -> None:
+def _inspect_unopened(
+    info: "ArtifactInfo", file: str, steps: bool, as_json: bool, problem: str
+) -> None:
     """Show what a binary says of itself; only a library for this machine can be asked for more."""
-    from shohin.backends.tvm.manifest import info_of
-    from shohin.backends.tvm.trailer import read_trailer
-
-    info, _ = info_of(read_trailer(Path(file)), file)
     described = describe_info(info, file)
     untimed = [{**asdict(step), "milliseconds": None} for step in info.steps]
     if as_json:

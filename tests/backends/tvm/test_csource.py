@@ -9,10 +9,11 @@ from small_nets import net, plan_of
 from torch import Tensor, nn
 
 from shohin.backends.base import ArtifactInfo
-from shohin.backends.tvm.csource import SourceNames, Weights, supports_dtype, write_source
+from shohin.backends.tvm.csource import Weights, steps_of, supports_dtype, write_source
 from shohin.backends.tvm.link import RUNTIME
 from shohin.backends.tvm.lowering.calls import Plan
 from shohin.backends.tvm.lowering.operations import Value
+from shohin.ir.program import InputSpec
 
 INFO = ArtifactInfo(
     name="net",
@@ -37,8 +38,19 @@ def _plan() -> Plan:
 
 def _source(plan: Plan) -> str:
     symbols = tuple(f"net_k{i}" for i in range(len(plan.calls)))
-    names = SourceNames("net", symbols, ("x",), ("y", "z"))
-    return write_source(plan, names, replace(INFO, name='a "quoted" é\n'), Weights("00ff"))
+    info = described(plan, ("y", "z"), name='a "quoted" é\n')
+    return write_source(plan, "net", info, Weights("00ff"), steps_of(plan, symbols))
+
+
+def described(plan: Plan, outputs: tuple[str, ...], **changes: Any) -> ArtifactInfo:
+    """What a binary of a plan says of itself, with names for its outputs."""
+
+    def specs(values: list[Value], names: tuple[str, ...]) -> tuple[InputSpec, ...]:
+        pairs = zip(values, names, strict=True)
+        return tuple(InputSpec(name, value.shape, value.dtype) for value, name in pairs)
+
+    inputs = specs(plan.inputs, ("x",))
+    return replace(INFO, inputs=inputs, outputs=specs(plan.outputs, outputs), **changes)
 
 
 def test_steps() -> None:
@@ -80,8 +92,9 @@ def test_model() -> None:
 
 
 def test_coded_weights(tmp_path: Path) -> None:
-    names = SourceNames("net", ("net_k0", "net_k1", "net_k2"), ("x",), ("y", "z"))
-    text = write_source(_plan(), names, INFO, Weights("00ff", 1234))
+    plan = _plan()
+    work = steps_of(plan, ("net_k0", "net_k1", "net_k2"))
+    text = write_source(plan, "net", described(plan, ("y", "z")), Weights("00ff", 1234), work)
     for line in (
         '".incbin \\"coded.bin\\"\\n"',
         "SHOHIN_DECLARE_RUNTIME(net);",
@@ -97,8 +110,8 @@ def test_coded_weights(tmp_path: Path) -> None:
 
 def test_a_shared_kernel_is_declared_once() -> None:
     plan = plan_of(net(lambda s, x: s.l(s.l(x)), l=nn.Linear(4, 4)), (4,))
-    names = SourceNames("net", ("net_k0", "net_k0"), ("x",), ("y",))
-    assert write_source(plan, names, INFO, Weights("")).count("extern int net_k0(") == 1
+    text = steps_of(plan, ("net_k0", "net_k0")).definitions
+    assert text.count("extern int net_k0(") == 1
 
 
 def _compile(text: str, folder: Path) -> None:
@@ -127,8 +140,8 @@ def test_it_is_c_without_a_warning(tmp_path: Path) -> None:
 def test_labels_of_any_text(label: str, tmp_path: Path) -> None:
     plan = plan_of(net(lambda s, x: s.l(x), l=nn.Linear(4, 5)), (4,))
     plan.calls[0] = replace(plan.calls[0], label=label)
-    names = SourceNames("net", ("net_k0",), ("x",), ("y",))
-    _compile(write_source(plan, names, INFO, Weights("")), tmp_path)
+    work = steps_of(plan, ("net_k0",))
+    _compile(write_source(plan, "net", described(plan, ("y",)), Weights(""), work), tmp_path)
     assert label.encode() + b"\0" in (tmp_path / "model.o").read_bytes()
 
 

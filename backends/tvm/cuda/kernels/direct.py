@@ -148,9 +148,9 @@ class SparseConv2d(GridKernel):
         return 4 if self._pixels >= 4 * self.threads else 1
 
     @property
-    def grid(self) -> tuple[int, int, int]:
+    def grid(self) -> tuple[int, int]:
         """Runs of pixels of every filter of every image."""
-        return self._runs * self.filters * self.batch, 1, 1
+        return self._runs * self.filters * self.batch, 1
 
     @property
     def _runs(self) -> int:

@@ -20,7 +20,7 @@ WARP = 32
 
 _BLOCK = 256
 
-BlockIndex: TypeAlias = tuple[Expr, Expr, Expr]
+BlockIndex: TypeAlias = tuple[Expr, Expr]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class GridKernel(Template):
 
     @property
     @abstractmethod
-    def grid(self) -> tuple[int, int, int]:
-        """Blocks along x, y and z."""
+    def grid(self) -> tuple[int, int]:
+        """Blocks along x and y."""
 
     @property
     @abstractmethod
@@ -48,7 +48,7 @@ class GridKernel(Template):
 
     def build(self) -> Any:
         """The kernel as a TIR PrimFunc whose threads are bound to those of the GPU."""
-        columns, rows, layers = self.grid
+        columns, rows = self.grid
         with IRBuilder() as builder, T.prim_func(s_tir=True):
             T.func_name(self.family)
             T.func_attr({"tirx.noalias": True})
@@ -56,10 +56,9 @@ class GridKernel(Template):
             with (
                 T.launch_thread("blockIdx.x", columns) as x,
                 T.launch_thread("blockIdx.y", rows) as y,
-                T.launch_thread("blockIdx.z", layers) as z,
                 T.launch_thread("threadIdx.x", self.threads) as thread,
             ):
-                self.emit((x, y, z), thread, buffers)
+                self.emit((x, y), thread, buffers)
         return builder.get()
 
 
@@ -77,9 +76,9 @@ class PointKernel(GridKernel):
         """Emit the code of one element."""
 
     @property
-    def grid(self) -> tuple[int, int, int]:
+    def grid(self) -> tuple[int, int]:
         """Elements over the threads of a block."""
-        return (ceil_div(self.elements, self.threads), 1, 1)
+        return (ceil_div(self.elements, self.threads), 1)
 
     @property
     def threads(self) -> int:
@@ -110,9 +109,9 @@ class WarpKernel(GridKernel):
         """Emit the code of one thread of a result's warp."""
 
     @property
-    def grid(self) -> tuple[int, int, int]:
+    def grid(self) -> tuple[int, int]:
         """Results over the warps of a block."""
-        return (ceil_div(self.results, self.threads // WARP), 1, 1)
+        return (ceil_div(self.results, self.threads // WARP), 1)
 
     @property
     def threads(self) -> int:

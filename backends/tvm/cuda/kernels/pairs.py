@@ -35,9 +35,9 @@ class ConvolutionPair(GridKernel):
         return "conv_pair"
 
     @property
-    def grid(self) -> tuple[int, int, int]:
+    def grid(self) -> tuple[int, int]:
         """Tiles of pixels."""
-        return ceil_div(self.first.size[2], self.first.tile.columns), 1, 1
+        return ceil_div(self.first.size[2], self.first.tile.columns), 1
 
     @property
     def threads(self) -> int:

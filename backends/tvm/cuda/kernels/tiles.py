@@ -161,10 +161,10 @@ class TiledProduct(GridKernel):
         """
 
     @property
-    def grid(self) -> tuple[int, int, int]:
+    def grid(self) -> tuple[int, int]:
         """Tiles of columns of every product, tiles of rows."""
         batch, rows, _, _ = self.size
-        return batch * self._column_tiles, ceil_div(rows, self.tile.rows), 1
+        return batch * self._column_tiles, ceil_div(rows, self.tile.rows)
 
     @property
     def _column_tiles(self) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from tvm.script.ir_builder import tirx as T  # noqa: N812
@@ -20,13 +20,13 @@ _NIBBLES = 0x3333
 """Where four codes are in half a word: in nibbles, as `__byte_perm` selects bytes by."""
 
 
-def code_shift(element: int) -> int:
-    """Where a word has the code of one of its 16 elements.
+def code_shift(element: Any) -> Any:
+    """Where a word has the code of one of its 16 elements, a number or an expression.
 
     Four neighbouring elements are in nibbles of one half, so that one `__byte_perm` makes four
     bytes of them.
     """
-    group, member = divmod(element, 4)
+    group, member = element // 4, element % 4
     return 4 * member + 16 * (group % 2) + 2 * (group // 2)
 
 
@@ -73,7 +73,7 @@ def four_bytes(codes: Expr, group: Expr, table: Expr) -> Expr:
         group: which four of its elements, 0 to 3.
         table: what `byte_tables` gave for the row.
     """
-    moved = T.shift_right(codes, T.floordiv(group, 2) * 2 + T.floormod(group, 2) * 16)
+    moved = T.shift_right(codes, code_shift(group * 4))
     selected = T.bitwise_and(moved, T.int32(_NIBBLES))
     return device_call("int32", "__byte_perm", table, T.int32(0), T.reinterpret("uint32", selected))
 
@@ -138,9 +138,7 @@ class Weights:
         if self.form == "ternary-bytes":
             code = T.bind(codes[product, T.floordiv(word, 4), row])
             return four_bytes(code, T.floormod(word, 4), values[product, row])
-        element = T.bind(T.floormod(word, CODES))
-        group = T.floordiv(element, 4)
-        shift = T.floormod(element, 4) * 4 + T.floormod(group, 2) * 16 + T.floordiv(group, 2) * 2
+        shift = code_shift(T.bind(T.floormod(word, CODES)))
         code = T.shift_right(codes[product, T.floordiv(word, CODES), row], shift)
         code = T.bind(T.bitwise_and(code, T.int32(3)))
         negative = T.Select(code == 2, values[product, row, 1], T.float32(0))

@@ -15,6 +15,7 @@ from shohin.backends.tvm.cuda.kernels.tiles import UnitName, choose_tile
 from shohin.backends.tvm.cuda.kernels.vectors import MOST_ROWS, VectorProduct
 from shohin.backends.tvm.cuda.kernels.weights import Weights
 from shohin.backends.tvm.cuda.lowering.planner import CudaPlanner
+from shohin.backends.tvm.cuda.lowering.weights import has_small_groups
 from shohin.backends.tvm.kernels.fixed_ternary import TernaryWeights
 from shohin.backends.tvm.kernels.geometry import Geometry
 from shohin.backends.tvm.lowering.memory import Placement
@@ -26,16 +27,13 @@ from shohin.backends.tvm.lowering.operations import (
 )
 from shohin.backends.tvm.lowering.values import dtype_text, kernel_steps, numpy_of
 
-_FEW_PER_GROUP = 8
-"""Filters of a group up to which tiles of products would be mostly empty."""
-
 _LARGEST_BYTE = 127
 
 
 def place_convolution(planner: CudaPlanner, op: FixedConvolution) -> None:
     """A convolution of integers: of bytes in tiles, of others one output a thread."""
     filters, small = op.output.shape[1] // op.groups, _bytes_of(op)
-    if small is None or (op.groups > 1 and filters <= _FEW_PER_GROUP):
+    if small is None or has_small_groups(op):
         _place_direct(planner, op, _geometry(op), (op.x.shape[0], op.x.shape[1]))
         return
     unit = _unit(planner)

@@ -3,21 +3,26 @@
 import math
 
 import numpy as np
-import torch
 
 from shohin.backends.tvm.cuda.kernels.direct import DirectConv2d, SparseConv2d
 from shohin.backends.tvm.cuda.kernels.layers import Convolution as ConvolutionKernel
 from shohin.backends.tvm.cuda.kernels.pairs import ConvolutionPair as PairKernel
 from shohin.backends.tvm.cuda.kernels.points import Copy, Pool2d, Window
 from shohin.backends.tvm.cuda.kernels.rows import PlaneAverage
-from shohin.backends.tvm.cuda.kernels.tiles import Tile, UnitName, choose_tile
-from shohin.backends.tvm.cuda.kernels.weights import WeightForm, Weights
+from shohin.backends.tvm.cuda.kernels.tiles import Tile, choose_tile
+from shohin.backends.tvm.cuda.kernels.weights import Weights
 from shohin.backends.tvm.cuda.lowering.planner import CudaPlanner
-from shohin.backends.tvm.cuda.lowering.sparse import lists_of
+from shohin.backends.tvm.cuda.lowering.weights import (
+    at_least_one,
+    biases_of,
+    float_form,
+    float_unit,
+    has_small_groups,
+    lists_of,
+    weight_places,
+)
 from shohin.backends.tvm.kernels.geometry import Geometry
-from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import (
-    Array,
     Concatenation,
     Convolution,
     ConvolutionPair,
@@ -37,13 +42,10 @@ _WORTH_LISTS = 0.15
 """Density of weights up to which going through lists of those that are not zero should take less
 time than multiplying all: by lists every product reads an input of its own."""
 
-_FEW_PER_GROUP = 8
-"""Filters of a group up to which tiles of products would be mostly empty."""
-
 
 def place_convolution(planner: CudaPlanner, op: Convolution) -> None:
     """A convolution: one output a thread, in tiles of products, or by lists."""
-    if op.groups > 1 and op.output.shape[1] // op.groups <= _FEW_PER_GROUP:
+    if has_small_groups(op):
         _note_dense(planner, op)
         _place_direct(planner, op)
         return
@@ -62,16 +64,11 @@ def _note_dense(planner: CudaPlanner, op: Convolution) -> None:
         planner.note(op.label, "dense: a convolution in small groups has no other kernel")
 
 
-def float_unit(planner: CudaPlanner) -> UnitName:
-    """What multiplies floats."""
-    return "mma-float" if planner.target.has_fast_tf32 else "fma"
-
-
 def _place_tiles(planner: CudaPlanner, op: Convolution) -> None:
     kernel = _tiled(planner, op)
     arguments = [
         planner.value(op.x),
-        *_weights(planner, op, kernel),
+        *weight_places(planner, op, kernel.weights),
         *planner.operands(op),
         planner.define(op.output),
     ]
@@ -84,35 +81,16 @@ def _tiled(planner: CudaPlanner, op: Convolution, tile: Tile | None = None) -> C
     filters = op.output.shape[1] // groups
     pixels = op.output.elements // op.output.shape[1]
     tile = tile or choose_tile(unit, filters, pixels, groups)
-    form: WeightForm = "float" if op.ternary is None else "ternary-float"
     depth = math.prod(op.weight.shape[1:])
     return ConvolutionKernel(
         unit=unit,
         tile=tile,
-        weights=Weights(form, groups, filters, depth, tile),
+        weights=Weights(float_form(op), groups, filters, depth, tile),
         batch=op.x.shape[0],
         channels=op.x.shape[1],
         geometry=geometry_of(op),
         steps=kernel_steps(op),
     )
-
-
-def _weights(planner: CudaPlanner, op: Convolution, kernel: ConvolutionKernel) -> list[Placement]:
-    """Weights, what they stand for if they are codes, and biases."""
-    ternary, weights = op.ternary, kernel.weights
-    if ternary is None:
-        places = [planner.constant(lambda: weights.pack(numpy_of(op.weight)))]
-    else:
-        places = [
-            planner.constant(lambda: weights.pack(numpy_of(ternary.codes))),
-            planner.constant(lambda: weights.pack_values(numpy_of(ternary.values))),
-        ]
-    return [*places, planner.constant(lambda: biases_of(op.bias, op.output.shape[1]))]
-
-
-def biases_of(bias: torch.Tensor | None, count: int) -> Array:
-    """Biases, zeros where there are none."""
-    return np.zeros(count, np.float32) if bias is None else numpy_of(bias).reshape(-1)
 
 
 def _place_direct(planner: CudaPlanner, op: Convolution) -> None:
@@ -173,13 +151,6 @@ def _place_sparse(planner: CudaPlanner, op: Convolution) -> None:
     planner.call(kernel, arguments, op.label, macs_of(op))
 
 
-def at_least_one(
-    numbers: Array,
-) -> Array:
-    """The numbers, or a zero where there are none."""
-    return numbers if numbers.size else np.zeros(1, numbers.dtype)
-
-
 def place_pair(planner: CudaPlanner, op: ConvolutionPair) -> None:
     """Both convolutions in one kernel where that keeps the whole GPU busy, else one by one."""
     first = _tiled(planner, op.first)
@@ -192,8 +163,8 @@ def place_pair(planner: CudaPlanner, op: ConvolutionPair) -> None:
     planner.note(op.label, "estimated: both in one kernel")
     arguments = [
         planner.value(op.first.x),
-        *_weights(planner, op.first, pair.first),
-        *_weights(planner, op.second, pair.second),
+        *weight_places(planner, op.first, pair.first.weights),
+        *weight_places(planner, op.second, pair.second.weights),
         *planner.operands(op),
         planner.define(op.output),
     ]

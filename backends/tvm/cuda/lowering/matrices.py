@@ -1,6 +1,7 @@
 """Planning of matrix products, normalisations and chains of steps."""
 
 import math
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,9 +18,15 @@ from shohin.backends.tvm.cuda.kernels.vectors import (
     VectorProduct,
 )
 from shohin.backends.tvm.cuda.kernels.weights import Weights
-from shohin.backends.tvm.cuda.lowering.images import at_least_one, biases_of, float_unit
 from shohin.backends.tvm.cuda.lowering.planner import CudaPlanner
-from shohin.backends.tvm.cuda.lowering.sparse import lists_of
+from shohin.backends.tvm.cuda.lowering.weights import (
+    at_least_one,
+    biases_of,
+    float_form,
+    float_unit,
+    lists_of,
+    weight_places,
+)
 from shohin.backends.tvm.lowering.memory import Placement
 from shohin.backends.tvm.lowering.operations import (
     Array,
@@ -30,7 +37,7 @@ from shohin.backends.tvm.lowering.operations import (
     SoftmaxRows,
     View,
 )
-from shohin.backends.tvm.lowering.values import dtype_text, kernel_steps, numpy_of
+from shohin.backends.tvm.lowering.values import affine_numbers, dtype_text, kernel_steps, numpy_of
 
 _WORTH_LISTS = 0.4
 """Density of weights up to which lists take less memory than all of them, and so less time."""
@@ -118,23 +125,13 @@ def _place_tiles(planner: CudaPlanner, op: Linear, rows: int) -> None:
     unit = float_unit(planner)
     outputs, depth = (int(size) for size in op.weight.shape)
     tile = choose_tile(unit, outputs, rows, 1)
-    ternary = op.ternary
-    form: Literal["float", "ternary-float"] = "float" if ternary is None else "ternary-float"
-    weights = Weights(form, 1, outputs, depth, tile)
+    weights = Weights(float_form(op), 1, outputs, depth, tile)
     kernel = LinearKernel(
         unit=unit, tile=tile, weights=weights, inputs=rows, steps=kernel_steps(op)
     )
-    if ternary is None:
-        places = [planner.constant(lambda: weights.pack(numpy_of(op.weight)))]
-    else:
-        places = [
-            planner.constant(lambda: weights.pack(numpy_of(ternary.codes))),
-            planner.constant(lambda: weights.pack_values(numpy_of(ternary.values))),
-        ]
     arguments = [
         planner.value(op.x),
-        *places,
-        planner.constant(lambda: biases_of(op.bias, outputs)),
+        *weight_places(planner, op, weights),
         *planner.operands(op),
         planner.define(op.output),
     ]
@@ -184,15 +181,10 @@ def place_softmax(planner: CudaPlanner, op: SoftmaxRows) -> None:
 
 def place_layer_norm(planner: CudaPlanner, op: LayerNormalisation) -> None:
     """Rows of the normalised axes."""
-    affine = op.weight is not None or op.bias is not None
-    kernel = LayerNorm(op.x.elements // op.columns, op.columns, op.epsilon, affine)
-    numbers: list[Placement] = []
-    if affine:
-        ones: Array = np.ones(op.columns, np.float32)
-        weight = ones if op.weight is None else numpy_of(op.weight).reshape(-1)
-        bias = ones * 0 if op.bias is None else numpy_of(op.bias).reshape(-1)
-        numbers = [planner.constant(lambda: weight), planner.constant(lambda: bias)]
-    arguments = [planner.value(op.x), *numbers, planner.define(op.output)]
+    numbers = affine_numbers(op)
+    kernel = LayerNorm(op.x.elements // op.columns, op.columns, op.epsilon, bool(numbers))
+    places = [planner.constant(partial(np.asarray, one)) for one in numbers]
+    arguments = [planner.value(op.x), *places, planner.define(op.output)]
     planner.call(kernel, arguments, op.label)
 
 

@@ -17,7 +17,7 @@ from shohin.errors import UnsupportedError
 
 _MOST_ELEMENTS = 1 << 31
 _MOST_BLOCKS = 65535
-"""Along the second and third axis of a grid."""
+"""Along the second axis of a grid."""
 
 Placer = Callable[["CudaPlanner", Any], None]
 
@@ -146,9 +146,9 @@ class CudaPlanner:
 
 
 def _check_size(kernel: GridKernel, label: str) -> None:
-    x, y, z = kernel.grid
-    if x >= _MOST_ELEMENTS or max(y, z) > _MOST_BLOCKS:
-        raise UnsupportedError(label, f"needs a grid of {x} x {y} x {z} blocks, too many for a GPU")
+    x, y = kernel.grid
+    if x >= _MOST_ELEMENTS or y > _MOST_BLOCKS:
+        raise UnsupportedError(label, f"needs a grid of {x} x {y} blocks, too many for a GPU")
     for parameter in kernel.parameters():
         if math.prod(parameter.shape) >= _MOST_ELEMENTS:
             problem = f"an array of {math.prod(parameter.shape)} elements; at most 2**31 - 1 can be"

@@ -51,6 +51,6 @@ class EmulatedKernels:
         handle = ctypes.c_void_p()
         named = function.name.encode()
         assert self.driver.cuModuleGetFunction(ctypes.byref(handle), None, named) == 0
-        sizes = [ctypes.c_uint(size) for size in (*kernel.grid, kernel.threads, 1, 1, 0)]
+        sizes = [ctypes.c_uint(size) for size in (*kernel.grid, 1, kernel.threads, 1, 1, 0)]
         assert self.driver.cuLaunchKernel(handle, *sizes, self.stream, values, None) == 0
         return arrays[last.name]

@@ -20,7 +20,7 @@ from shohin.backends.tvm.cuda.kernels.rows import LayerNorm, PlaneAverage, Softm
 from shohin.backends.tvm.cuda.kernels.tiles import _THREAD_TILES, _WARP_TILES
 from shohin.backends.tvm.cuda.kernels.vectors import SparseVectorProduct, VectorProduct
 from shohin.backends.tvm.cuda.kernels.weights import Weights
-from shohin.backends.tvm.cuda.lowering.sparse import lists_of
+from shohin.backends.tvm.cuda.lowering.weights import lists_of
 from shohin.backends.tvm.kernels.epilogue import Step
 from shohin.backends.tvm.kernels.geometry import Geometry
 

@@ -158,7 +158,7 @@ def test_infinity_passes_through_tensor_cores(tmp_path):
 
 def test_many_products_are_one_grid():
     kernel = MatMul(unit="fma", tile=_THREAD_TILES[-1], batch=70000, rows=2, columns=2, depth=3)
-    assert kernel.grid == (70000, 1, 1)
+    assert kernel.grid == (70000, 1)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_drivers_that_record_no_graphs_serve(binary, folder):
         (
             {"cuda": 12040},
             4,
-            "the CUDA driver is too old: it knows CUDA 12.4; the model needs 13.0",
+            "the CUDA driver is too old: it knows CUDA 12.4; the model needs one for CUDA 13",
         ),
         (
             {"loads": 0},
@@ -90,9 +90,13 @@ def test_a_machine_without_driver_is_told_so(binary, folder):
     assert "install NVIDIA's driver for the GPU" in done.stderr
 
 
-def test_python_says_the_same(binary):
-    with pytest.raises(ArtifactError, match="binary: there is no CUDA driver"):
-        binary(X)
+@pytest.mark.parametrize("found", ["there is no CUDA driver", 75])
+def test_python_refuses_where_there_is_no_such_gpu(binary, found, monkeypatch, tmp_path):
+    monkeypatch.setattr(device, "_capability", lambda: found)
+    problem = found if isinstance(found, str) else "the GPU here is sm_75"
+    for use in (lambda: binary(X), lambda: shohin.load_binary(binary.save(tmp_path / "net.so"))):
+        with pytest.raises(ArtifactError, match=f"was compiled for sm_80, {problem}"):
+            use()
 
 
 def test_a_driver_that_is_too_old_is_told_so(binary, folder):
