@@ -5,7 +5,7 @@ for every result (`WarpKernel`), and blocks that form products of tiles (`tiles.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -164,6 +164,15 @@ def warp_largest(value: Expr) -> Expr:
 def larger(held: Expr, value: Expr) -> Expr:
     """The larger of two floats; NaN is the largest of all, as in PyTorch."""
     return device_call("float32", "shohin_larger", held, value)
+
+
+def joined_bytes(values: Sequence[Expr]) -> Expr:
+    """Four bytes as one word, the first in its lowest bits."""
+    parts = [
+        T.shift_left(T.bitwise_and(T.cast(value, "int32"), T.int32(255)), T.int32(8 * i))
+        for i, value in enumerate(values)
+    ]
+    return T.bitwise_or(T.bitwise_or(parts[0], parts[1]), T.bitwise_or(parts[2], parts[3]))
 
 
 def for_each(count: int, start: Expr, step: int, emit: Callable[[Expr], None]) -> None:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from tvm.script.ir_builder import tirx as T  # noqa: N812
 
-from shohin.backends.tvm.cuda.kernels.grid import finish, put
+from shohin.backends.tvm.cuda.kernels.grid import finish, joined_bytes, put
 from shohin.backends.tvm.cuda.kernels.tiles import TiledProduct
 from shohin.backends.tvm.cuda.kernels.weights import Weights
 from shohin.backends.tvm.kernels.emit import Buffer, Expr, Parameter
@@ -80,13 +80,8 @@ class WeightedProduct(TiledProduct):
         """A word of the right operand: a float, or four bytes."""
         if self.word == "float32":
             return element(word, word < self.weights.depth)
-        parts = []
-        for part in range(_BYTES):
-            index = word * _BYTES + part
-            byte = T.cast(element(index, index < self.weights.depth), "int32")
-            parts.append(T.shift_left(T.bitwise_and(byte, T.int32(255)), T.int32(8 * part)))
-        low = T.bitwise_or(parts[0], parts[1])
-        return T.bitwise_or(low, T.bitwise_or(parts[2], parts[3]))
+        indices = [word * _BYTES + part for part in range(_BYTES)]
+        return joined_bytes([element(one, one < self.weights.depth) for one in indices])
 
     @property
     def _whole(self) -> bool:

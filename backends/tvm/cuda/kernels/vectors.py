@@ -18,6 +18,7 @@ from shohin.backends.tvm.cuda.kernels.grid import (
     WarpKernel,
     device_call,
     finish,
+    joined_bytes,
     put,
     warp_sum,
     warp_total,
@@ -148,30 +149,35 @@ class VectorProduct(WarpKernel):
         return self.form not in ("float", "bytes")
 
     def _weights(
-        self, weights: Buffer, meaning: Buffer | None, place: tuple[Expr, Expr, Expr, int]
+        self, weights: Buffer, meaning: Buffer, place: tuple[Expr, Expr, Expr, int]
     ) -> list[Expr]:
-        """Four weights of a group, or one word of four bytes."""
+        """Four weights of a group, or one word of four bytes.
+
+        Args:
+            weights: numbers, codes or indices.
+            meaning: what codes or indices stand for.
+            place: output, word of the row, its content, group.
+        """
         index, at, word, group = place
         if self.form == "float":
             return _four_at(weights, [index, at * _FOUR])
         if self.form == "bytes":
             return [word]
         if self.form == "ternary-bytes":
-            return [T.bind(four_bytes(word, T.int32(group), meaning[index]))]  # type: ignore[index]
+            return [T.bind(four_bytes(word, T.int32(group), meaning[index]))]
         elements = range(_FOUR * group, _FOUR * (group + 1))
         if self.form == "ternary-float":
             return [self._ternary(word, code_shift(i), meaning, index) for i in elements]
         bits = 8 if self.form == "codebook-8" else 4
         mask = T.int32((1 << bits) - 1)
         return [
-            meaning[T.bitwise_and(T.shift_right(word, T.int32(bits * i)), mask)]  # type: ignore[index]
-            for i in elements
+            meaning[T.bitwise_and(T.shift_right(word, T.int32(bits * i)), mask)] for i in elements
         ]
 
-    def _ternary(self, word: Expr, shift: int, values: Buffer | None, index: Expr) -> Expr:
+    def _ternary(self, word: Expr, shift: int, values: Buffer, index: Expr) -> Expr:
         code = T.bind(T.bitwise_and(T.shift_right(word, T.int32(shift)), T.int32(3)))
-        negative = T.Select(code == 2, values[index, 1], T.float32(0))  # type: ignore[index]
-        return T.Select(code == 1, values[index, 0], negative)  # type: ignore[index]
+        negative = T.Select(code == 2, values[index, 1], T.float32(0))
+        return T.Select(code == 1, values[index, 0], negative)
 
     def _add_group(
         self, x: Buffer, sums: Buffer, first: Expr, weights: Callable[[], list[Expr]]
@@ -204,7 +210,7 @@ class VectorProduct(WarpKernel):
         return [T.if_then_else(first + i < self.depth, x[place + i], zero) for i in range(_FOUR)]
 
     def _guarded_word(self, x: Buffer, first: Expr, place: Expr) -> Expr:
-        return _joined(self._guarded(x, first, place))
+        return joined_bytes(self._guarded(x, first, place))
 
     def pack(self, weight: Array) -> Array:
         """The weights, their codes or indices, as the kernel reads them.
@@ -247,14 +253,6 @@ def _four_at(x: Buffer, place: list[Expr]) -> list[Expr]:
     addresses = T.address_of(four[0]), T.address_of(x[tuple(place)])
     T.evaluate(T.call_extern("int32", "shohin_load_four", *addresses))
     return [four[i] for i in range(_FOUR)]
-
-
-def _joined(values: list[Expr]) -> Expr:
-    parts = [
-        T.shift_left(T.bitwise_and(T.cast(value, "int32"), T.int32(255)), T.int32(8 * i))
-        for i, value in enumerate(values)
-    ]
-    return T.bitwise_or(T.bitwise_or(parts[0], parts[1]), T.bitwise_or(parts[2], parts[3]))
 
 
 @dataclass(frozen=True)
