@@ -1,9 +1,10 @@
 """Weights that are ternary while a module trains: latent weights, and two learned scales."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,30 +16,75 @@ from shohin.ir.ternary import Ternary
 
 
 @dataclass(frozen=True)
+class Threshold:
+    """Zeros by size: elements up to a share of the largest (arXiv 1612.01064, equation 9).
+
+    Attributes:
+        share: of the largest absolute latent weight, from 0 to below 1.
+    """
+
+    share: float
+
+    def limit(self, latent: Tensor) -> Tensor:
+        """The absolute value up to which elements of a tensor that is not empty are zero."""
+        return self.share * latent.abs().amax()
+
+    def __str__(self) -> str:
+        """As an option of the pass."""
+        return f"threshold={self.share!r}"
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Zeros by number: always the same share of the elements, the article's second way.
+
+    Attributes:
+        share: of the elements, rounded down to whole ones; where several are as large as the
+            largest zero, they are zero as well. From 0 to below 1.
+    """
+
+    share: float
+
+    def limit(self, latent: Tensor) -> Tensor:
+        """The absolute value up to which elements of a tensor that is not empty are zero."""
+        count = math.floor(self.share * latent.numel())
+        if not count:
+            return latent.new_zeros(())
+        return latent.detach().abs().flatten().kthvalue(count).values
+
+    def __str__(self) -> str:
+        """As an option of the pass."""
+        return f"sparsity={self.share!r}"
+
+
+Zeros: TypeAlias = Threshold | Sparsity
+
+
+@dataclass(frozen=True)
 class Start:
     """How the training of a ternary weight starts.
 
     Attributes:
-        threshold: share of the largest absolute latent weight; elements up to it are zero.
+        zeros: which elements of the latent weight are zero, in every step.
         unit: what the two scales are multiples of.
         scales: where the two scales start.
     """
 
-    threshold: float
+    zeros: Zeros
     unit: float
     scales: tuple[float, float] = (1.0, 1.0)
 
 
-def ternary_codes(latent: Tensor, threshold: float) -> Tensor:
-    """Which elements lie above a threshold, and which below its negative: int8 1, 0 and -1.
+def ternary_codes(latent: Tensor, zeros: Zeros) -> Tensor:
+    """Which elements lie above a limit, and which below its negative: int8 1, 0 and -1.
 
     Args:
         latent: any tensor.
-        threshold: share of the largest absolute element.
+        zeros: what the limit is.
     """
     if not latent.numel():
         return torch.zeros_like(latent, dtype=torch.int8)
-    limit = threshold * latent.abs().amax()
+    limit = zeros.limit(latent)
     return (latent > limit).to(torch.int8) - (latent < -limit).to(torch.int8)
 
 
@@ -53,10 +99,11 @@ class Ternarised(nn.Module):
 
     These are the published function and gradients of ``w / u``, times u. With a unit of 1 they are
     those of the authors' script. The threshold follows the largest latent weight of every step,
-    without a gradient, so the size of latent weights does not matter.
+    without a gradient, so the size of latent weights does not matter; a `Sparsity` puts the limit
+    where it gives as many zeros in every step.
 
     Args:
-        start: threshold and unit.
+        start: which elements are zero, and the unit.
         like: the weight, whose device and element type the scales get.
     """
 
@@ -67,8 +114,8 @@ class Ternarised(nn.Module):
         self.finished = False
 
     def extra_repr(self) -> str:
-        """What no tensor tells: threshold and unit."""
-        return f"threshold={self.start.threshold!r}, unit={self.start.unit!r}"
+        """What no tensor tells: threshold or sparsity, and unit."""
+        return f"{self.start.zeros}, unit={self.start.unit!r}"
 
     def forward(self, latent: Tensor) -> Tensor:
         """The dense weight."""
@@ -84,14 +131,14 @@ class Ternarised(nn.Module):
 
     def freeze(self, latent: Tensor) -> Ternary:
         """The weight as it is stored, on the CPU."""
-        codes = ternary_codes(latent.detach(), self.start.threshold)
+        codes = ternary_codes(latent.detach(), self.start.zeros)
         return Ternary(codes.cpu(), Dense(self.values().cpu()))
 
 
 class _Ternarise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, latent: Tensor, scales: Tensor, start: Start) -> Tensor:
-        codes = ternary_codes(latent, start.threshold)
+        codes = ternary_codes(latent, start.zeros)
         above, below = codes > 0, codes < 0
         ctx.save_for_backward(above, below, scales)
         ctx.unit = start.unit

@@ -9,7 +9,7 @@ from torch import Tensor
 from shohin.errors import SpecError
 from shohin.ir.encodings import Json
 from shohin.ir.program import Fact, Program, Stage
-from shohin.ir.ternarising import Start
+from shohin.ir.ternarising import Sparsity, Start, Threshold, Zeros
 from shohin.ir.ternary import Ternary
 from shohin.passes.analyses.cost import Cost, cost
 from shohin.passes.base import Context, Pass, PassResult
@@ -34,6 +34,8 @@ from shohin.passes.ternarising.starting import fitted_starts
 from shohin.passes.ternarising.training import train_ternary
 
 _THRESHOLD = 0.05
+_ZEROS = ("threshold", "thresholds", "sparsity")
+"""Options that say which elements are zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,8 @@ class TrainTernary(Pass):
         threshold: share of the largest absolute latent weight of a layer up to which elements are
             zero, from 0 to below 1; none for 0.05, as in the article, or for what is fitted.
         thresholds: the same by weight name or shell pattern.
+        sparsity: share of the elements of each layer that are zero in every step, from 0 to below
+            1, the article's other way; in place of the threshold.
         start: ``means`` lets both scales start at the mean absolute weight among those that are
             not zero, and measures them in it; ``ones`` lets them start at 1, as the authors' script
             does, which suits networks whose layers are normalised afterwards; ``fitted`` begins
@@ -85,6 +89,7 @@ class TrainTernary(Pass):
 
     threshold: float | None = None
     thresholds: dict[str, float] = field(default_factory=dict)
+    sparsity: float | None = None
     start: StartScales = "means"
     keep_first: bool = True
     keep_last: bool = True
@@ -92,17 +97,21 @@ class TrainTernary(Pass):
     figures: bool = False
 
     def validate(self) -> None:
-        """Check the thresholds."""
-        if self.threshold is not None and not 0 <= self.threshold < 1:
-            raise self.invalid_option("threshold", "from 0 to below 1")
+        """Check thresholds and sparsity."""
+        for option in ("threshold", "sparsity"):
+            share = getattr(self, option)
+            if share is not None and not 0 <= share < 1:
+                raise self.invalid_option(option, "from 0 to below 1")
         for pattern, threshold in self.thresholds.items():
             if not 0 <= threshold < 1:
                 where = f"ternary thresholds '{pattern}'"
                 raise SpecError(where, f"expected from 0 to below 1, got {threshold}")
-        if self.start == "fitted" and (self.threshold is not None or self.thresholds):
-            option = "thresholds" if self.thresholds else "threshold"
-            hint = "give one of the two"
-            raise SpecError(f"ternary {option}", "does not go together with 'start=fitted'", hint)
+        given = [name for name in _ZEROS if getattr(self, name) not in (None, {})]
+        other = "start=fitted" if self.start == "fitted" else "sparsity"
+        clash = [name for name in given if name != other]
+        if clash and (self.start == "fitted" or self.sparsity is not None):
+            problem = f"does not go together with '{other}'"
+            raise SpecError(f"ternary {clash[0]}", problem, "give one of the two")
 
     def check_context(self, context: Context) -> None:
         """Refuse to run without a training function, or to draw where that cannot be.
@@ -154,15 +163,15 @@ class TrainTernary(Pass):
         self, program: Program, found: Sequence[Candidate], choice: Choice, context: Context
     ) -> list[Candidate]:
         usable = usable_layers(program, found, choice, context)
-        thresholds = [self._threshold(one) for one in usable]
-        killed = without_survivors(usable, thresholds, context)
+        zeros = [self._zeros(one) for one in usable]
+        killed = without_survivors(usable, zeros, context)
         return [one for one, none_left in zip(usable, killed, strict=True) if not none_left]
 
     def _starts(
         self, program: Program, layers: Sequence[Candidate], context: Context
     ) -> tuple[dict[str, Start], dict[str, Tensor]]:
         """Where weights start, under all their names; and latent weights other than theirs."""
-        starts = {one: start_of(one, self._threshold(one), self.start) for one in layers}
+        starts = {one: start_of(one, self._zeros(one), self.start) for one in layers}
         latent = {}
         if self.start == "fitted":
             for candidate, fitted in fitted_starts(program, layers, context):
@@ -170,10 +179,12 @@ class TrainTernary(Pass):
                 latent[candidate.name] = fitted.latent
         return {name: start for one, start in starts.items() for name in one.names}, latent
 
-    def _threshold(self, candidate: Candidate) -> float:
+    def _zeros(self, candidate: Candidate) -> Zeros:
+        if self.sparsity is not None:
+            return Sparsity(self.sparsity)
         given = value_for_names(candidate.spellings, self.thresholds)
         plain = _THRESHOLD if self.threshold is None else self.threshold
-        return plain if given is None else given
+        return Threshold(plain if given is None else given)
 
 
 def _remark(candidate: Candidate, before: Cost, trained: Program, context: Context) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from shohin.ir.encodings import Dense
 from shohin.ir.program import Program, encoding_of
-from shohin.ir.ternarising import Start, ternary_codes
+from shohin.ir.ternarising import Start, Threshold, Zeros, ternary_codes
 from shohin.passes.base import Context
 from shohin.passes.pruning.candidates import (
     Candidate,
@@ -45,7 +45,7 @@ def usable_layers(
     return [one for one in candidates if _is_usable(program, one, choice, context)]
 
 
-def start_of(candidate: Candidate, threshold: float, scales: StartScales) -> Start:
+def start_of(candidate: Candidate, zeros: Zeros, scales: StartScales) -> Start:
     """Where the training of a weight starts.
 
     With ``ones`` the unit is 1, as in the authors' script. Else it is the mean absolute weight
@@ -53,24 +53,25 @@ def start_of(candidate: Candidate, threshold: float, scales: StartScales) -> Sta
 
     Args:
         candidate: of a weight that `usable_layers` gave.
-        threshold: share of the largest absolute weight.
+        zeros: which elements are zero.
         scales: which of the two.
     """
     if scales == "ones":
-        return Start(threshold, 1.0)
+        return Start(zeros, 1.0)
     weight = candidate.weight.detach()
-    kept = weight[ternary_codes(weight, threshold) != 0]
-    return Start(threshold, float(kept.double().abs().mean()))
+    kept = weight[ternary_codes(weight, zeros) != 0]
+    return Start(zeros, float(kept.double().abs().mean()))
 
 
 def without_survivors(
-    candidates: Sequence[Candidate], thresholds: Sequence[float], context: Context
+    candidates: Sequence[Candidate], zeros: Sequence[Zeros], context: Context
 ) -> Iterator[bool]:
-    """By weight, whether its threshold leaves no element, so that it cannot be ternary."""
-    for candidate, threshold in zip(candidates, thresholds, strict=True):
-        none_left = not bool(ternary_codes(candidate.weight.detach(), threshold).any())
+    """By weight, whether everything would be zero, so that it cannot be ternary."""
+    for candidate, rule in zip(candidates, zeros, strict=True):
+        none_left = not bool(ternary_codes(candidate.weight.detach(), rule).any())
         if none_left:
-            detail = f"{candidate.name}: a threshold of {threshold:g} leaves no element"
+            kind = "threshold" if isinstance(rule, Threshold) else "sparsity"
+            detail = f"{candidate.name}: a {kind} of {rule.share:g} leaves no element"
             context.skipped(candidate.node, Reason.NOT_APPLICABLE, detail)
         yield none_left
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shohin.ir.program import Program
-from shohin.ir.ternarising import Start
+from shohin.ir.ternarising import Start, Threshold
 from shohin.passes.base import Context
 from shohin.passes.pruning.candidates import Candidate
 from shohin.passes.pruning.reconstruction import find_layers, unsupported
@@ -83,7 +83,7 @@ def _fit(problem: Problem, weight: Tensor) -> tuple[FittedStart | None, Tensor]:
     if not limit or not unit:
         return None, problem.start
     latent = _latent(found.codes, found.values, limit)
-    threshold = limit / float(latent.abs().max())
+    threshold = Threshold(limit / float(latent.abs().max()))
     start = Start(threshold, unit, (above / unit, below / unit))
     codes = found.codes.double()
     rows = codes.clamp_min(0) * above + codes.clamp_max(0) * below

@@ -8,7 +8,15 @@ from torch.nn import functional
 from shohin.ir.capture import capture
 from shohin.ir.encodings import same_bits
 from shohin.ir.sharing import axes_of
-from shohin.ir.ternarising import Start, Ternarised, frozen, ternarised, ternary_codes
+from shohin.ir.ternarising import (
+    Sparsity,
+    Start,
+    Ternarised,
+    Threshold,
+    frozen,
+    ternarised,
+    ternary_codes,
+)
 from shohin.ir.training import trainable
 
 X = torch.linspace(-1, 1, 15).reshape(3, 5)
@@ -22,7 +30,7 @@ def program():
 
 def holder_of(latent, scales, threshold=0.05, unit=1.0):
     """What makes a weight, its scales no longer at 1."""
-    holder = Ternarised(Start(threshold, unit), latent)
+    holder = Ternarised(Start(Threshold(threshold), unit), latent)
     with torch.no_grad():
         holder.scales.copy_(torch.tensor(scales))
     return holder
@@ -30,18 +38,44 @@ def holder_of(latent, scales, threshold=0.05, unit=1.0):
 
 def test_codes():
     latent = torch.tensor([-2.0, -0.2, -0.1, 0.0, 0.1, 0.2, 1.0])
-    found = ternary_codes(latent, 0.1)
+    found = ternary_codes(latent, Threshold(0.1))
     # 0.1 * 2 is the threshold, and what lies at it is zero.
     assert found.tolist() == [-1, 0, 0, 0, 0, 0, 1]
     assert found.dtype == torch.int8
-    assert ternary_codes(latent, 0.0).tolist() == [-1, -1, -1, 0, 1, 1, 1]
-    assert ternary_codes(latent, 0.99).tolist() == [-1, 0, 0, 0, 0, 0, 0]
+    assert ternary_codes(latent, Threshold(0.0)).tolist() == [-1, -1, -1, 0, 1, 1, 1]
+    assert ternary_codes(latent, Threshold(0.99)).tolist() == [-1, 0, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+def test_a_sparsity_makes_as_many_zeros(share, dtype):
+    latent = torch.arange(1, 101).reshape(10, 10).to(dtype)
+    latent[::2] *= -1
+    codes = ternary_codes(latent.requires_grad_(), Sparsity(share))
+    assert torch.equal(codes, (latent.sign() * (latent.abs() > 100 * share)).to(torch.int8))
+    assert int((codes == 0).sum()) == int(100 * share)
+
+
+def test_a_sparsity_rounds_down_and_takes_ties_together():
+    latent = torch.tensor([1.0, -1.0, 1.0, 2.0])
+    assert ternary_codes(latent, Sparsity(0.2)).tolist() == [1, -1, 1, 1]
+    assert ternary_codes(latent, Sparsity(0.25)).tolist() == [0, 0, 0, 1]
+
+
+def test_a_sparsity_holds_while_latent_weights_move():
+    """The limit follows the elements: those that are zero change, not how many are."""
+    latent = torch.tensor([0.1, 0.2, -0.3, 0.4])
+    holder = Ternarised(Start(Sparsity(0.5), 1.0), latent)
+    assert holder(latent).tolist() == [0.0, 0.0, -1.0, 1.0]
+    assert holder(latent - 0.35).tolist() == [-1.0, 0.0, -1.0, 0.0]
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (), (1,)])
 def test_codes_of_unusual_shapes(shape):
     latent = torch.full(shape, -1.0, requires_grad=True)
-    assert torch.equal(ternary_codes(latent, 0.05), torch.full(shape, -1, dtype=torch.int8))
+    assert torch.equal(
+        ternary_codes(latent, Threshold(0.05)), torch.full(shape, -1, dtype=torch.int8)
+    )
     made = holder_of(latent, [2.0, 3.0])(latent)
     assert torch.equal(made, torch.full(shape, -3.0))
     made.sum().backward()
@@ -69,7 +103,7 @@ def test_the_gradients_of_the_scales_are_those_of_the_function(unit):
 
     def smooth(scales):
         positive, negative = scales * unit
-        codes = ternary_codes(latent, 0.3)
+        codes = ternary_codes(latent, Threshold(0.3))
         made = torch.where(codes > 0, positive, torch.where(codes < 0, -negative, 0.0))
         return (made - wanted).exp().sum()
 
@@ -128,7 +162,7 @@ def test_in_a_network_the_gradients_are_those_of_autograd():
     module = program().module
     weight = module.get_parameter(NAME)
     latent = weight.detach().clone()
-    with ternarised(module, {NAME: Start(0.3, 0.2)}) as holders:
+    with ternarised(module, {NAME: Start(Threshold(0.3), 0.2)}) as holders:
         with torch.no_grad():
             holders[NAME].scales.copy_(torch.tensor([0.8, 1.6]))
         found = module(X)
@@ -138,7 +172,7 @@ def test_in_a_network_the_gradients_are_those_of_autograd():
             *("0.parametrizations.weight.original", "0.parametrizations.weight.0.scales"),
         }
         gradients = weight.grad, holders[NAME].scales.grad
-    codes = ternary_codes(latent, 0.3).float()
+    codes = ternary_codes(latent, Threshold(0.3)).float()
     scales = torch.tensor([0.8, 1.6], requires_grad=True)
     dense = 0.2 * (codes.clamp_min(0) * scales[0] + codes.clamp_max(0) * scales[1])
     dense.retain_grad()
@@ -174,7 +208,7 @@ def test_a_power_of_two_as_unit_changes_no_bit_of_a_normalised_network():
     trajectories = []
     for unit in (1.0, 0.25, 4.0):
         module = copy.deepcopy(network)
-        with ternarised(module, {NAME: Start(0.2, unit)}) as holders:
+        with ternarised(module, {NAME: Start(Threshold(0.2), unit)}) as holders:
             latent = module[0].parametrizations.weight.original
             others = [one for one in module.parameters() if one is not latent]
             rate = 0.05
@@ -209,7 +243,7 @@ def test_the_size_of_latent_weights_does_not_matter():
         module = nn.Linear(5, 6, bias=False)
         with torch.no_grad():
             module.weight.copy_(size * weight)
-        with ternarised(module, {"weight": Start(0.2, 1.0)}) as holders:
+        with ternarised(module, {"weight": Start(Threshold(0.2), 1.0)}) as holders:
             latent = module.parametrizations.weight.original
             optimizer = torch.optim.SGD(
                 [{"params": [latent], "lr": 0.05 * size}, {"params": [holders["weight"].scales]}],
@@ -227,7 +261,7 @@ def test_the_size_of_latent_weights_does_not_matter():
 def test_afterwards_the_parameter_is_the_same_and_ternary():
     module = program().module
     weight, before = module.get_parameter(NAME), dict(module.named_parameters())
-    with ternarised(module, {NAME: Start(0.3, 0.5)}) as holders:
+    with ternarised(module, {NAME: Start(Threshold(0.3), 0.5)}) as holders:
         with torch.no_grad():
             weight.mul_(-3)
             holders[NAME].scales.copy_(torch.tensor([2.0, 3.0]))
@@ -246,7 +280,7 @@ def test_afterwards_the_parameter_is_the_same_and_ternary():
 def test_stored_bits_are_those_of_other_types_too(dtype):
     torch.manual_seed(0)
     module = nn.Linear(5, 7).to(dtype)
-    with ternarised(module, {"weight": Start(0.05, 0.3)}) as holders:
+    with ternarised(module, {"weight": Start(Threshold(0.05), 0.3)}) as holders:
         with torch.no_grad():
             holders["weight"].scales.copy_(torch.tensor([1.1, -0.7]))
         assert module.weight.dtype == holders["weight"].scales.dtype == dtype
@@ -260,7 +294,7 @@ def test_stored_bits_are_those_of_other_types_too(dtype):
 def test_after_an_error_nothing_stands_for_weights():
     module = program().module
     weight = module.get_parameter(NAME)
-    with pytest.raises(ZeroDivisionError), ternarised(module, {NAME: Start(0.3, 0.5)}):
+    with pytest.raises(ZeroDivisionError), ternarised(module, {NAME: Start(Threshold(0.3), 0.5)}):
         raise ZeroDivisionError
     assert module.get_parameter(NAME) is weight
     assert set(weight.abs().unique().tolist()) == {0.0, 0.5}
@@ -271,7 +305,7 @@ def test_after_an_error_nothing_stands_for_weights():
 def test_a_name_that_is_none_leaves_the_others_plain():
     module = program().module
     weight = module.get_parameter(NAME)
-    starts = {NAME: Start(0.3, 0.5), "1.weight": Start(0.3, 0.5)}
+    starts = {NAME: Start(Threshold(0.3), 0.5), "1.weight": Start(Threshold(0.3), 0.5)}
     with pytest.raises(AttributeError), ternarised(module, starts):
         pass
     assert module.get_parameter(NAME) is weight
@@ -288,7 +322,7 @@ def tied():
 
 def test_tied_weights_share_one_pair_of_scales():
     module = tied()
-    starts = dict.fromkeys((NAME, "1.weight"), Start(0.2, 1.0))
+    starts = dict.fromkeys((NAME, "1.weight"), Start(Threshold(0.2), 1.0))
     with ternarised(module, starts) as holders:
         assert holders[NAME] is holders["1.weight"]
         assert sum(one.numel() for one in module.parameters()) == 25 + 2
@@ -321,7 +355,7 @@ def test_tied_weights_share_one_pair_of_scales():
 
 def test_scales_count_as_the_weights_that_they_stand_for():
     module = program().module
-    starts = dict.fromkeys((NAME, "2.bias"), Start(0.2, 1.0))
+    starts = dict.fromkeys((NAME, "2.bias"), Start(Threshold(0.2), 1.0))
     with ternarised(module, starts):
         found = axes_of(module)
         axes = {name: found[one] for name, one in module.named_parameters()}
@@ -338,20 +372,23 @@ def test_scales_count_as_the_weights_that_they_stand_for():
 def test_the_module_may_train_on_another_device():
     """The meta device computes nothing, but refuses what lies elsewhere."""
     module = program().module
-    with ternarised(module, {NAME: Start(0.2, 1.0)}) as holders:
+    with ternarised(module, {NAME: Start(Threshold(0.2), 1.0)}) as holders:
         module.to("meta")
         module(X.to("meta")).sum().backward()
         assert holders[NAME].scales.grad.device.type == "meta"
 
 
 def test_what_tells_parametrisations_apart():
-    assert repr(Ternarised(Start(0.05, 0.3), X)) == "Ternarised(threshold=0.05, unit=0.3)"
+    assert (
+        repr(Ternarised(Start(Threshold(0.05), 0.3), X)) == "Ternarised(threshold=0.05, unit=0.3)"
+    )
+    assert repr(Ternarised(Start(Sparsity(0.4), 0.3), X)) == "Ternarised(sparsity=0.4, unit=0.3)"
 
 
 def test_it_goes_with_the_training_form():
     module = program().module
     weight = module.get_parameter(NAME)
-    with trainable(module), ternarised(module, {NAME: Start(0.2, 1.0)}) as holders:
+    with trainable(module), ternarised(module, {NAME: Start(Threshold(0.2), 1.0)}) as holders:
         module(X).sum().backward()
         assert holders[NAME].scales.grad is not None
         assert weight.grad is not None

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from shohin.errors import ArtifactError, ShohinWarning
 from shohin.ir.capture import capture
-from shohin.ir.ternarising import Start, ternarised
+from shohin.ir.ternarising import Start, Threshold, ternarised
 from shohin.ir.training import trainable
 from shohin.passes.trainer import Trainer
 
@@ -75,7 +75,11 @@ def test_what_is_computed_with_the_same_tensors_is_told_apart(tmp_path):
         module = program.copy().module
         with trainable(module, **form):
             files.add(trained_file(tmp_path, module))
-    for start in (Start(0.05, 1.0), Start(0.1, 1.0), Start(0.05, 0.5)):
+    for start in (
+        Start(Threshold(0.05), 1.0),
+        Start(Threshold(0.1), 1.0),
+        Start(Threshold(0.05), 0.5),
+    ):
         module = program.copy().module
         with trainable(module), ternarised(module, {"4.weight": start}):
             files.add(trained_file(tmp_path, module))

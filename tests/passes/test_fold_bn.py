@@ -11,7 +11,7 @@ from torch.nn import functional
 from shohin.ir.capture import capture
 from shohin.ir.encodings import Dense, Sparse
 from shohin.ir.program import Fact, Stage, set_tensor, tensor_of
-from shohin.ir.ternarising import ternary_codes
+from shohin.ir.ternarising import Threshold, ternary_codes
 from shohin.ir.ternary import Ternary
 from shohin.passes.fold_bn import FoldBatchNorm
 from shohin.passes.prune import Prune
@@ -305,7 +305,7 @@ def test_random_networks_give_the_same(apply, random_network, seed):
 def as_ternary(program, name="0.weight", **parts):
     """A program one of whose weights is ternary."""
     weight = tensor_of(program.module, name).detach()
-    held = Ternary(ternary_codes(weight, 0.3), Dense(torch.tensor([0.3, 0.7])))
+    held = Ternary(ternary_codes(weight, Threshold(0.3)), Dense(torch.tensor([0.3, 0.7])))
     held = replace(held, **parts)
     set_tensor(program.module, name, held.materialise())
     return replace(program, encodings={name: held}, stage=Stage.ANNOTATED)

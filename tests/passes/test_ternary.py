@@ -61,6 +61,19 @@ def test_without_a_training_function():
             "ternary{start=fitted thresholds={4.weight: 0.1}}",
             "ternary thresholds: does not go together with 'start=fitted'",
         ),
+        (
+            "ternary{start=fitted sparsity=0.4}",
+            "ternary sparsity: does not go together with 'start=fitted'; give one of the two",
+        ),
+        (
+            "ternary{threshold=0.1 sparsity=0.4}",
+            "ternary threshold: does not go together with 'sparsity'; give one of the two",
+        ),
+        (
+            "ternary{thresholds={4.weight: 0.1} sparsity=0.4}",
+            "ternary thresholds: does not go together with 'sparsity'; give one of the two",
+        ),
+        ("ternary{sparsity=1.0}", "expected from 0 to below 1, got 1.0"),
     ],
 )
 def test_option_errors(text, problem):

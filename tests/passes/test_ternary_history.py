@@ -5,7 +5,7 @@ from ternary_networks import make, small, trainer
 
 from shohin.errors import ShohinWarning, SpecError
 from shohin.ir.program import tensor_of
-from shohin.ir.ternarising import ternary_codes
+from shohin.ir.ternarising import Threshold, ternary_codes
 from shohin.passes.ternarising.figures import CURVES
 from shohin.passes.ternarising.history import HISTORY
 
@@ -28,7 +28,7 @@ def test_the_history_of_a_training(tmp_path):
     assert [f"{point['loss']:.4g}" for point in points[1:]] == means
     for name in ("4.weight", "7.weight"):
         weight = tensor_of(small().module, name).detach()
-        codes = ternary_codes(weight, 0.05)
+        codes = ternary_codes(weight, Threshold(0.05))
         mean = float(weight[codes != 0].double().abs().mean())
         assert points[0]["positive"][name] == pytest.approx(mean, rel=2**-23)
         assert points[0]["zeros"][name] == pytest.approx(1 - float((codes != 0).double().mean()))

@@ -190,6 +190,16 @@ def test_a_threshold_that_rounds_to_the_largest_element_leaves_nothing():
     }
 
 
+def test_a_sparsity_that_takes_ties_can_leave_nothing():
+    program = small()
+    with torch.no_grad():
+        tensor_of(program.module, "7.weight").fill_(0.5)
+    result = make("ternary{sparsity=0.4}", program, train=fixed_steps)
+    assert remarks(result, "linear") == [
+        (Reason.NOT_APPLICABLE, "7.weight: a sparsity of 0.4 leaves no element")
+    ]
+
+
 def test_weights_that_are_encoded_already_stay():
     program = small()
     name, weight = "7.weight", tensor_of(small().module, "7.weight").detach()

@@ -21,7 +21,7 @@ import shohin
 from shohin.ir.capture import capture
 from shohin.ir.encodings import same_bits
 from shohin.ir.program import Fact, tensor_of
-from shohin.ir.ternarising import ternary_codes
+from shohin.ir.ternarising import Threshold, ternary_codes
 from shohin.ir.ternary import Ternary
 from shohin.passes.base import Context
 from shohin.passes.pruning.candidates import find_candidates
@@ -41,7 +41,7 @@ def test_what_is_trained_is_what_was_there_at_first():
         after = make(text, train=still).program
         weight = tensor_of(program.module, "7.weight").detach()
         held = after.encodings["7.weight"]
-        assert torch.equal(held.codes, ternary_codes(weight, threshold))
+        assert torch.equal(held.codes, ternary_codes(weight, Threshold(threshold)))
         mean = float(weight[held.codes != 0].double().abs().mean())
         assert held.scales.materialise().tolist() == pytest.approx([mean, mean], rel=2**-24)
     ones = make("ternary{start=ones}", train=still).program.encodings["7.weight"]
@@ -77,7 +77,7 @@ def test_a_fitted_start_has_the_codes_and_scales_that_were_found(dtype):
     after = make(
         "ternary{start=fitted}", program, train=still, calibration=[(x,)]
     ).program.encodings["1.weight"]
-    assert torch.equal(after.codes, ternary_codes(found.latent, found.start.threshold))
+    assert torch.equal(after.codes, ternary_codes(found.latent, found.start.zeros))
     problem = surgeon_of(program.copy(), context).problem(find_layers(program, ["1.weight"])[0])
     weights = without_bias(problem)
     assigned = assign(weights, best_threshold(weights, "layer").pairs)
@@ -108,8 +108,23 @@ def test_thresholds_by_name_and_pattern():
     after = make(text, train=still).program
     for name, threshold in (("7.weight", 0.0), ("4.weight", 0.9)):
         weight = tensor_of(small().module, name).detach()
-        assert torch.equal(after.encodings[name].codes, ternary_codes(weight, threshold))
+        assert torch.equal(after.encodings[name].codes, ternary_codes(weight, Threshold(threshold)))
     assert after.encodings["7.weight"].density == 1.0
+
+
+def test_a_sparsity_is_the_same_in_every_layer_before_and_after():
+    program = small()
+    untrained = make("ternary{sparsity=0.6}", program, train=still).program.encodings
+    trained = make("ternary{sparsity=0.6}", program).program.encodings
+    for name in ("4.weight", "7.weight"):
+        count = untrained[name].parameters()
+        assert count - untrained[name].nonzeros() == int(0.6 * count)
+        assert trained[name].nonzeros() == untrained[name].nonzeros()
+        assert not torch.equal(trained[name].codes, untrained[name].codes)
+        weight = tensor_of(program.module, name).detach()
+        mean = float(weight[untrained[name].codes != 0].double().abs().mean())
+        scales = untrained[name].scales.materialise().tolist()
+        assert scales == pytest.approx([mean, mean], rel=2**-24)
 
 
 def test_scales_latent_weights_and_all_else_train():
@@ -119,7 +134,9 @@ def test_scales_latent_weights_and_all_else_train():
         held = after.encodings[name]
         positive, negative = held.scales.materialise().tolist()
         assert positive != negative
-        assert not torch.equal(held.codes, ternary_codes(tensor_of(program.module, name), 0.05))
+        assert not torch.equal(
+            held.codes, ternary_codes(tensor_of(program.module, name), Threshold(0.05))
+        )
     for name in ("0.weight", "9.bias", "5.running_mean"):
         assert not torch.equal(tensor_of(after.module, name), tensor_of(program.module, name))
     assert all(one.grad is None for one in after.module.parameters())
@@ -191,7 +208,7 @@ def test_tied_weights_stay_tied():
     assert torch.allclose(after.module(x), expected, atol=1e-5)
     found = make("ternary{thresholds={b.weight: 0.3}}", program, train=still).program
     weight = tensor_of(program.module, "a.weight").detach()
-    assert torch.equal(found.encodings["a.weight"].codes, ternary_codes(weight, 0.3))
+    assert torch.equal(found.encodings["a.weight"].codes, ternary_codes(weight, Threshold(0.3)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
