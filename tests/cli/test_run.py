@@ -81,6 +81,8 @@ def test_forms_that_cannot_be_loaded(shell, program, images, tmp_path) -> None:
     shohin.compile(shohin.load(program)).save(file)
     done = shell("run", file, "--input", images)
     done.fails(7, "is a program of its own", f"run it itself: {file} x.npy")
+    done = shell("bench", file)
+    done.fails(7, "is a program of its own", f"run it itself: {file} x.npy")
 
 
 def test_libraries_that_are_not_whole(shell, library, images, tmp_path) -> None:
@@ -105,3 +107,17 @@ def test_binaries_for_another_machine(shell, program, images, tmp_path) -> None:
     done.fails(7, f"was compiled for cortex-a72, {found}", "run it on the machine it is for")
     done = shell("run", executable, "--input", images)
     done.fails(7, f"a program of its own, compiled for cortex-a72; {found}", "copy it to")
+
+
+@pytest.mark.parametrize("target", ["arm{cpu=cortex-a72}", "armv7{cpu=cortex-a7}"])
+def test_programs_are_known_by_more_than_their_names(
+    shell, program, images, tmp_path, target
+) -> None:
+    """`net.arm` is a program, `net.so.1` a library."""
+    binary = shohin.compile(shohin.load(program), target, batch=2)
+    named = binary.save(tmp_path / "net").rename(tmp_path / "net.arm")
+    done = shell("run", named, "--input", images)
+    done.fails(7, f"{named}: is a program of its own", "copy it to")
+    assert f"target        {target.split('{')[0]}" in shell("inspect", named).out
+    library = binary.save(tmp_path / "net.so").rename(tmp_path / "net.so.1")
+    shell("run", library, "--input", images).fails(7, "this machine is x86_64, not", "run it on")

@@ -67,10 +67,12 @@ def bench(
     """  # noqa: D301 - \b keeps typer from joining the lines
     from shohin.cli.contest import Contestant, compare_with, compiled, loaded
     from shohin.cli.loading import load_data, load_model
+    from shohin.cli.outputs import check_no_executable
     from shohin.rivals import check_rivals
 
     named = None if versus is None else [name.strip() for name in versus.split(",") if name.strip()]
     check_rivals(named or ())
+    check_no_executable(file)
     is_library = file.endswith(".so")
     if is_library:
         _check_library(file, bool(named) and model is None, batch is not None, passes is not None)

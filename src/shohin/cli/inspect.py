@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shohin.cli.options import AsJson, Data, InputShape
-from shohin.cli.outputs import check_library
+from shohin.cli.outputs import check_library, is_executable
 from shohin.cli.screen import lines, note, show, show_json
 from shohin.errors import SpecError
 
@@ -72,7 +72,7 @@ def inspect(
     """  # noqa: D301 - \b keeps typer from joining the lines
     check_library(file)
     library = file.endswith(".so")
-    if library or (Path(file).is_file() and not Path(file).suffix):
+    if library or is_executable(file):
         if text or draw or plot or formats:
             problem = "a compiled model has neither a graph nor steps of compression to show"
             raise SpecError(file, problem, "inspect its .shohin")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from shohin.errors import ArtifactError
 
+_ELF_ENTRY = 24
+"""Where the header of an ELF file has the address that a program starts at."""
 _HINT = "choose a folder that exists and that you may write to"
 
 
@@ -54,6 +56,22 @@ def check_library(file: str) -> None:
         raise ArtifactError(file, problem, "compile to .so, e.g. -o net.so, and use that")
 
 
+def is_executable(file: str) -> bool:
+    """Whether a file is a program of its own: by its name without an ending, or by its header.
+
+    Shared libraries are ELF files as well, of any name, but have no address to start at.
+    """
+    path = Path(file)
+    if not path.is_file():
+        return False
+    if not path.suffix:
+        return True
+    with path.open("rb") as opened:
+        header = opened.read(_ELF_ENTRY + 8)
+    size = 8 if header[4:5] == b"\x02" else 4
+    return header.startswith(b"\x7fELF") and any(header[_ELF_ENTRY : _ELF_ENTRY + size])
+
+
 def check_no_executable(file: str) -> None:
     """Refuse a compiled model that is a program of its own.
 
@@ -61,12 +79,12 @@ def check_no_executable(file: str) -> None:
         ArtifactError: when the file is an executable that shohin made, or no file of shohin's;
             says so when this machine cannot run it either.
     """
-    path = Path(file)
-    if path.is_file() and not path.suffix:
+    if is_executable(file):
         from shohin.backends.tvm.manifest import info_of
         from shohin.backends.tvm.target import host_runs
         from shohin.backends.tvm.trailer import read_trailer
 
+        path = Path(file)
         info, _ = info_of(read_trailer(path), file)
         processor = info.tools.get("processor", "")
         missing = host_runs(processor)
