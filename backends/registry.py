@@ -27,6 +27,7 @@ _BUILT_IN: Mapping[str, str] = MappingProxyType(
         "cpu": "shohin.backends.tvm.backend:TvmBackend",
         "arm": "shohin.backends.tvm.backend:TvmBackend",
         "armv7": "shohin.backends.tvm.backend:TvmBackend",
+        "riscv64": "shohin.backends.tvm.backend:TvmBackend",
         "cuda": "shohin.backends.tvm.cuda.backend:CudaBackend",
         "reference": "shohin.backends.reference:ReferenceBackend",
     }

@@ -16,6 +16,7 @@ from shohin.backends.tvm.arm import ArmTarget
 from shohin.backends.tvm.armv7 import Armv7Target
 from shohin.backends.tvm.binary import Binary
 from shohin.backends.tvm.processor import Processor
+from shohin.backends.tvm.riscv64 import Riscv64Target
 from shohin.backends.tvm.target import CpuTarget, host_runs
 from shohin.errors import UnsupportedError
 from shohin.ir.program import Program
@@ -29,6 +30,7 @@ class TvmBackend(Backend):
         "cpu": CpuTarget,
         "arm": ArmTarget,
         "armv7": Armv7Target,
+        "riscv64": Riscv64Target,
     }
 
     def variants(self, kind: str) -> tuple[TargetVariant, ...]:

@@ -36,11 +36,13 @@ _SYSTEMS: Mapping[Libc, Mapping[Machine, str]] = MappingProxyType(
             "x86_64": "x86_64-linux-gnu.2.17",
             "aarch64": "aarch64-linux-gnu.2.17",
             "arm": "arm-linux-gnueabihf.2.17",
+            "riscv64": "riscv64-linux-gnu.2.27",
         },
         "musl": {
             "x86_64": "x86_64-linux-musl",
             "aarch64": "aarch64-linux-musl",
             "arm": "arm-linux-musleabihf",
+            "riscv64": "riscv64-linux-musl",
         },
     }
 )

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from shohin.errors import SpecError
 
-Machine = Literal["x86_64", "aarch64", "arm"]
+Machine = Literal["x86_64", "aarch64", "arm", "riscv64"]
 """Families of processors, by Linux's names for them."""
 
 Tune = Literal["off", "quick", "full"]
@@ -76,7 +76,7 @@ class Processor(ABC):
         return 0
 
     def byte_tables(self) -> str:
-        """What takes bytes out of a table in registers: its name in `kernels.byte_tables`."""
+        """What takes bytes out of a table in registers, by its name in `kernels.byte_tables`."""
         return ""
 
 
@@ -122,6 +122,10 @@ def host_flags() -> frozenset[str]:
     if not info.exists():
         return frozenset()
     for line in info.read_text().splitlines():
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.partition(":")[2].split())
+        title, _, value = line.partition(":")
+        if title.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+        if title.strip() == "isa":
+            letters, _, _ = value.strip().removeprefix("rv64").partition("_")
+            return frozenset(letters)
     return frozenset()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
-from shohin.backends.tvm import arm, armv7
+from shohin.backends.tvm import arm, armv7, riscv64
 from shohin.backends.tvm.cuda.device import why_not
 from shohin.backends.tvm.cuda.target import ARCHITECTURES
 from shohin.backends.tvm.processor import (
@@ -182,6 +182,8 @@ def host_runs(processor: str) -> str:
         return _what_lacks("aarch64", set(arm.NEEDS[processor]))
     if processor in armv7.NEEDS:
         return _what_lacks("arm", set(armv7.NEEDS[processor]))
+    if processor == riscv64.ARCH:
+        return _what_lacks("riscv64", set(riscv64.NEEDS))
     if processor in ARCHITECTURES:
         return why_not(processor)
     return "which this version of shohin does not know" if processor else ""

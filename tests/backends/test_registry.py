@@ -56,7 +56,7 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_built_in_targets() -> None:
-    assert target_kinds()[:5] == ("cpu", "arm", "armv7", "cuda", "reference")
+    assert target_kinds()[:6] == ("cpu", "arm", "armv7", "riscv64", "cuda", "reference")
     target = parse_target(" cpu{ threads=2 arch=x86-64-v3 } ")
     assert target.text == "cpu{arch=x86-64-v3 threads=2}"
     assert target.backend.name == "tvm"
@@ -94,7 +94,7 @@ def test_empty_text() -> None:
 
 def test_backend_of_another_package(offer) -> None:
     offer(f"{__name__}:NpuBackend")
-    assert target_kinds() == ("cpu", "arm", "armv7", "cuda", "reference", "npu")
+    assert target_kinds() == ("cpu", "arm", "armv7", "riscv64", "cuda", "reference", "npu")
     target = parse_target("npu{model=large cores=4}")
     assert isinstance(target.backend, NpuBackend)
     assert target.text == "npu{cores=4 model=large}"

@@ -13,6 +13,7 @@ least integer of their width does not occur).
 | ``smull8``, ``vmull8`` | ``smull``, ``sadalp``; on 32-bit ARM ``vmull``, ``vpadal`` | 4 | 2 |
 | ``maddwd`` | ``pmaddwd``, for inputs of 16 bits | 16, 8, or 4 | 2 |
 | ``smull16``, ``vmull16`` | ``smlal``, ``vmlal``: the same for ARM | 4 | 1 |
+| ``widened8``, ``widened16`` | none: plain products of factors of 32 bits | 4 | 1 |
 
 ``pmaddubsw`` multiplies unsigned by signed bytes and adds two products in 16 bits, with
 saturation: inputs of at most 128 keep the sums below it. ``vpdpbusd`` takes unsigned inputs as
@@ -30,7 +31,16 @@ from shohin.backends.tvm.kernels.vector_math import lanes_of
 from shohin.backends.tvm.processor import Processor
 
 UnitName: TypeAlias = Literal[
-    "vnni", "maddubs", "sdot", "smull8", "vmull8", "maddwd", "smull16", "vmull16"
+    "vnni",
+    "maddubs",
+    "sdot",
+    "smull8",
+    "vmull8",
+    "maddwd",
+    "smull16",
+    "vmull16",
+    "widened8",
+    "widened16",
 ]
 
 RAISED = 128
@@ -67,7 +77,10 @@ _GROUPS: dict[UnitName, int] = {
     "maddwd": 2,
     "smull16": 1,
     "vmull16": 1,
+    "widened8": 1,
+    "widened16": 1,
 }
+_WORDS = ("maddwd", *_LONG_WORDS, "widened16")
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,7 @@ class DotUnit:
     @property
     def input_type(self) -> str:
         """Element type of inputs and of packed weights."""
-        return "int16" if self.name == "maddwd" or self.name in _LONG_WORDS else "int8"
+        return "int16" if self.name in _WORDS else "int8"
 
     @property
     def width(self) -> int:
@@ -151,6 +164,8 @@ class DotUnit:
             multiply, add = _LONG_BYTES[self.name]
             products = _pure("int16x8", multiply, weights, inputs.values)
             return sums + _pure("int32x4", add, products)
+        if self.name == "widened8":
+            return sums + _widened_products(weights, inputs.values)
         return sums + self.pair_sums(inputs, weights)
 
     def products(self, inputs: "Inputs", weights: Expr) -> Expr:
@@ -188,12 +203,14 @@ class DotUnit:
         """The products of a group of 16-bit inputs, added in 32 bits."""
         if self.name in _LONG_WORDS:
             return _pure("int32x4", _LONG_WORDS[self.name], weights, inputs.values)
+        if self.name == "widened16":
+            return _widened_products(weights, inputs.values)
         return self._call(_MADDWD, f"int32x{self.lanes}", inputs.values, weights)
 
     @property
     def looks_up(self) -> bool:
         """Whether its registers are bytes that an instruction can take out of a table."""
-        return self.input_type == "int8"
+        return self.input_type == "int8" and self.name != "widened8"
 
     def look_up(self, table: Expr, index: Expr) -> Expr:
         """Bytes of a table, as many as the index has; only where `looks_up`.
@@ -252,6 +269,11 @@ def widened(values: Expr, source: str, wanted: str) -> Expr:
         return values
     lanes = lanes_of(values)
     return T.cast(values, f"{wanted}x{lanes}" if lanes > 1 else wanted)
+
+
+def _widened_products(one: Expr, other: Expr) -> Expr:
+    kind = f"int32x{lanes_of(one)}"
+    return T.cast(one, kind) * T.cast(other, kind)
 
 
 def _pure(kind: str, name: str, *arguments: Expr) -> Expr:

@@ -81,6 +81,8 @@ static const feature features[] = {
     {"asimd", 1}, {"asimdhp", 10}, {"asimdrdm", 12}, {"asimddp", 20},
 #elif defined(__arm__)
     {"neon", 12}, {"vfpv4", 16}, {"idiva", 17},
+#elif defined(__riscv)
+    {"d", 'd' - 'a'},
 #endif
     {"", 0},
 };

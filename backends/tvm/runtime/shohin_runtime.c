@@ -149,6 +149,8 @@ static inline void relax(void) {
     __asm__ volatile("isb" ::: "memory");
 #elif defined(__arm__)
     __asm__ volatile("yield" ::: "memory");
+#elif defined(__riscv)
+    __asm__ volatile(".4byte 0x0100000f" ::: "memory"); /* `pause`, a hint of older assemblers */
 #else
     atomic_signal_fence(memory_order_seq_cst);
 #endif

@@ -1,4 +1,4 @@
-"""Runs binaries for ARM under an emulator, on the oldest core that their code is for."""
+"""Runs binaries for other processors under an emulator: the oldest that their code is for."""
 
 import shutil
 import subprocess
@@ -15,11 +15,11 @@ from shohin.backends.registry import parse_target
 from shohin.backends.tvm.compile import compile_program
 from shohin.ir.program import Program
 
-_EMULATORS = {"aarch64": "qemu-aarch64", "arm": "qemu-arm"}
+_EMULATORS = {"aarch64": "qemu-aarch64", "arm": "qemu-arm", "riscv64": "qemu-riscv64"}
 
 EMULATED = pytest.mark.skipif(
     any(shutil.which(name) is None for name in _EMULATORS.values()),
-    reason="needs qemu-aarch64 and qemu-arm, e.g. of Debian's package qemu-user",
+    reason="needs qemu-aarch64, qemu-arm and qemu-riscv64, e.g. of Debian's package qemu-user",
 )
 
 # An instruction that a core does not have is then found.
@@ -27,6 +27,7 @@ _CORES = {
     "armv8-a": "cortex-a53",
     "armv8-a+dotprod": "cortex-a76",
     "armv7-a": "cortex-a9",
+    "rv64gc": "rv64",
 }
 
 
