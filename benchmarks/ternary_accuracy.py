@@ -85,7 +85,9 @@ _CALIBRATION = 512
 def train(networks: Iterable[str], parts: Iterable[Part]) -> None:
     """Train networks and baselines; what was interrupted goes on after its last epoch.
 
-    Errors on validation images are printed, those on test images only by `summarise`.
+    Errors on validation images are printed, those on test images only by `summarise`. Recipes were
+    not chosen on the former: pretrained networks have seen them, and the less a network trains, the
+    better it still knows them.
     """
     for name in networks:
         recipe = RECIPES[name]
