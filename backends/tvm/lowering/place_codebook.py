@@ -64,9 +64,9 @@ def _kernel(
         form = TableForm.of(values, lanes)
         tile = choose_codebook_tile(form, dense.rows, dense.columns, registers)
         return CodebookLinear(*shape, form, tile, dense.steps) if form.exists else None
-    if not target.byte_tables():
+    if not (name := target.byte_tables()):
         return None
-    byte_form = ByteForm.of(values, cast(TableName, target.byte_tables()))
+    byte_form = ByteForm.of(values, cast(TableName, name))
     tile = byte_tile_options(dense.rows, dense.columns, registers)[0]
     return ByteCodebookLinear(*shape, byte_form, tile, dense.steps) if byte_form.exists else None
 

@@ -90,15 +90,20 @@ def test_random_network(tmp_path: Path) -> None:
     check_emulated(module, "riscv64", tmp_path, (module.channels, 12, 12))
 
 
-def compressed() -> nn.Module:
+def run_compressed(passes: str, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a network gives under the emulator after some passes, and what it should."""
     torch.manual_seed(0)
-    return net(
+    module = net(
         lambda s, x: s.d(s.c(s.b(s.a(x).relu()).relu().flatten(1)).relu()),
         a=nn.Conv2d(5, 64, 3, padding=1),
         b=nn.Conv2d(64, 24, 3, padding=1),
         c=nn.Linear(24 * 64, 80),
         d=nn.Linear(80, 10),
     )
+    x = torch.randn(2, 5, 8, 8, generator=torch.Generator().manual_seed(1))
+    program = captured(module, (5, 8, 8))
+    made = shohin.optimize(program, passes, calibration=[(x,)], drift=False).program
+    return run_emulated(made, "riscv64", [x], folder, "compressed"), made.module(x).detach()
 
 
 @EMULATED
@@ -111,12 +116,8 @@ def compressed() -> nn.Module:
     ],
 )
 def test_compressed_weights(passes: str, tmp_path: Path) -> None:
-    inputs = [torch.randn(2, 5, 8, 8, generator=torch.Generator().manual_seed(1))]
-    program = captured(compressed(), (5, 8, 8))
-    made = shohin.optimize(program, passes, calibration=[tuple(inputs)], drift=False).program
-    found = run_emulated(made, "riscv64", inputs, tmp_path, "compressed")
-    with torch.no_grad():
-        compare(found, made.module(*inputs), tolerance=1e-5)
+    found, expected = run_compressed(passes, tmp_path)
+    compare(found, expected, tolerance=1e-5)
 
 
 @EMULATED
@@ -129,8 +130,5 @@ def test_compressed_weights(passes: str, tmp_path: Path) -> None:
     ],
 )
 def test_integers_are_exact(passes: str, tmp_path: Path) -> None:
-    inputs = [torch.randn(2, 5, 8, 8, generator=torch.Generator().manual_seed(1))]
-    program = captured(compressed(), (5, 8, 8))
-    made = shohin.optimize(program, passes, calibration=[tuple(inputs)], drift=False).program
-    found = run_emulated(made, "riscv64", inputs, tmp_path)
-    assert torch.equal(found, made.module(*inputs).detach())
+    found, expected = run_compressed(passes, tmp_path)
+    assert torch.equal(found, expected)
