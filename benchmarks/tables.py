@@ -1,7 +1,7 @@
 """What benchmarks share: tables, and files of results."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,16 @@ def _lines(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ",\n ".join(json.dumps(row) for row in value) + "]"
     return json.dumps(value)
+
+
+def with_earlier(
+    name: str, rows: Iterable[dict[str, Any]], order: Iterable[str]
+) -> list[dict[str, Any]]:
+    """Rows by their ``network``, and for what was not measured now the rows of the results file."""
+    path = RESULTS / f"{name}.json"
+    earlier: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    found = {row["network"]: row for row in (*earlier, *rows)}
+    return [found[network] for network in order if network in found]
 
 
 def save(name: str, rows: Sequence[Any], tables: Sequence[Table]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from pruning_data import Images, error, load_images
-from tables import Table, save
+from tables import Table, save, with_earlier
 from torch import nn
 
 import shohin
@@ -98,8 +98,16 @@ def train(networks: Iterable[str], parts: Iterable[Part]) -> None:
 
 
 def summarise() -> None:
-    """Print and save what was trained: test errors, zeros and sizes, and draw the curves."""
+    """Print and save test errors and zeros of what was trained here, and draw the curves.
+
+    Networks that were not trained here keep the rows and curves of an earlier run.
+    """
     rows = [_row(name, recipe) for name, recipe in RECIPES.items() if _is_done(name)]
+    for row in rows:
+        history = History(_folder(row["network"], "ternary"))
+        history.load()
+        draw_curves(_RESULTS / f"ternary_curves_{row['network']}.png", history.points)
+    rows = with_earlier("ternary_accuracy", rows, RECIPES)
     table = Table(
         "Ternary networks, test errors after the last epoch, %",
         ("network", "epochs", "before", "baseline", "ternary", "points", "goal", "zeros %"),
@@ -115,9 +123,6 @@ def summarise() -> None:
             f"{row['goal']:+.1f}",
             f"{row['zeros']:.1f}",
         )
-        history = History(_folder(row["network"], "ternary"))
-        history.load()
-        draw_curves(_RESULTS / f"ternary_curves_{row['network']}.png", history.points)
     save("ternary_accuracy", rows, [table])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tables import Table, save
+from tables import Table, save, with_earlier
 from ternary_accuracy import RECIPES, program_path
 from ternary_speed import variants
 
@@ -21,8 +21,12 @@ _PASSES = "fold-bn, entropy-code"
 
 
 def measure_files() -> None:
-    """Trained networks: bits of ternary weights, packed and coded, and whole files."""
-    rows = [_file(name) for name in RECIPES if program_path(name).exists()]
+    """Trained networks: bits of ternary weights, packed and coded, and whole files.
+
+    Networks that were not trained here keep the rows of an earlier run.
+    """
+    trained = [_file(name) for name in RECIPES if program_path(name).exists()]
+    rows = with_earlier("ternary_files", trained, RECIPES)
     table = Table(
         "Files of ternary networks; bits a ternary weight, scales and tables included",
         ("network", "float32", "bytes", "x", "packed", "coded", "entropy", "coded / entropy"),
