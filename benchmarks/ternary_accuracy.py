@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from pruning_data import Images, error, load_images
+from pruning_data import Distilled, Images, distillation, error, load_images
 from tables import Table, save, with_earlier
 from torch import nn
 
@@ -37,6 +37,9 @@ class Recipe:
         weight_decay: on weights, the authors' script's.
         shift: furthest shift of the training images, pixels.
         mirror: whether training images are mirrored.
+        passes: what makes it ternary.
+        teacher: whether the ternary net learns from the pretrained one as well.
+        baseline: the recipe whose baseline it is compared with, where that is not its own.
         most: points that the ternary net may be worse.
     """
 
@@ -48,19 +51,17 @@ class Recipe:
     weight_decay: float = 2e-4
     shift: int = 4
     mirror: bool = True
+    passes: str = "ternary{start=fitted}"
+    teacher: bool = False
+    baseline: str | None = None
     most: float
 
 
-def _resnet(depth: int, most: float) -> Recipe:
+def _resnet(depth: int, most: float, **others: Any) -> Recipe:
     name = f"resnet-{depth}"
-    return Recipe(
-        network=name,
-        images=f"{name}-cifar10jpeg",
-        pretrained=f"{name}-cifar10jpeg",
-        epochs=30,
-        learning_rate=0.02,
-        most=most,
-    )
+    options = {"epochs": 30, "learning_rate": 0.02, "most": most, **others}
+    images = f"{name}-cifar10jpeg"
+    return Recipe(network=name, images=images, pretrained=images, **options)
 
 
 RECIPES = {
@@ -73,13 +74,20 @@ RECIPES = {
         weight_decay=5e-4,
         shift=2,
         mirror=False,
+        passes="ternary",
         most=0.1,
     ),
     "resnet-20": _resnet(20, 0.7),
     "resnet-32": _resnet(32, 0.3),
+    "resnet-32-teacher": _resnet(32, 0.3, teacher=True, baseline="resnet-32"),
+    "resnet-32-sparsity": _resnet(
+        32, 0.3, passes="ternary{sparsity=0.4}", learning_rate=0.05, baseline="resnet-32"
+    ),
 }
-FITTED = "ternary{start=fitted}"
+"""The last two are other ways to train what `resnet-32` trains: with labels joined by what the
+pretrained network says, and with a fixed share of zeros, the article's second way."""
 _CALIBRATION = 512
+_TAUGHT = {"loss": distillation}
 
 
 def train(networks: Iterable[str], parts: Iterable[Part]) -> None:
@@ -93,6 +101,8 @@ def train(networks: Iterable[str], parts: Iterable[Part]) -> None:
         recipe = RECIPES[name]
         images = load_images(recipe.images, 128, recipe.shift, recipe.mirror)
         for part in parts:
+            if part == "baseline" and recipe.baseline is not None:
+                continue
             module = _MAKERS[part](name, recipe, images)
             print(name, part, "validation", error(module, *images.validation), flush=True)
 
@@ -144,7 +154,7 @@ def _row(name: str, recipe: Recipe) -> dict[str, Any]:
         "epochs": recipe.epochs,
         "learning_rate": recipe.learning_rate,
         "start": start,
-        "baseline": error(_trained_baseline(name, recipe), *evaluation),
+        "baseline": error(_trained_baseline(recipe.baseline or name, recipe), *evaluation),
         "ternary": error(program.module, *evaluation),
         "goal": recipe.most,
         "zeros": 100 * zeros / count,
@@ -153,7 +163,8 @@ def _row(name: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def _is_done(name: str) -> bool:
-    return program_path(name).exists() and _baseline_path(name).exists()
+    baseline = _baseline_path(RECIPES[name].baseline or name)
+    return program_path(name).exists() and baseline.exists()
 
 
 def _make_baseline(name: str, recipe: Recipe, images: Images) -> nn.Module:
@@ -173,7 +184,7 @@ def _make_ternary(name: str, recipe: Recipe, images: Images) -> nn.Module:
         folder = _folder(name, "ternary")
         result = shohin.optimize(
             program,
-            FITTED if recipe.pretrained else "ternary",
+            recipe.passes,
             calibration=images.calibration(_CALIBRATION, 0),
             train=_trainer(name, "ternary", recipe, images),
             workdir=folder,
@@ -207,14 +218,19 @@ def _trainer(name: str, part: Part, recipe: Recipe, images: Images) -> shohin.Tr
     def progress(done: int, total: int, label: str) -> None:
         print(f"{name} {part}: {label}", flush=True)
 
+    batches: Any = images.training
+    others: dict[str, Any] = {}
+    if recipe.teacher and part == "ternary":
+        batches, others = Distilled(batches, _start(recipe).eval(), "float32"), _TAUGHT
     return shohin.Trainer(
-        images.training,
+        batches,
         epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         progress=progress,
         workdir=_folder(name, part),
         resume=True,
+        **others,
     )
 
 

@@ -64,7 +64,7 @@ def measure_memory() -> None:
 
 
 def _file(name: str) -> dict[str, Any]:
-    program = shohin.load(program_path(name))
+    program, dense = shohin.load(program_path(name)), zoo.build(RECIPES[name].network)
     packed = [one for one in program.encodings.values() if isinstance(one, Ternary)]
     folded = shohin.optimize(program, _PASSES, drift=False)
     coded = [one for one in folded.program.encodings.values() if isinstance(one, Ternary)]
@@ -76,7 +76,7 @@ def _file(name: str) -> dict[str, Any]:
         size = path.stat().st_size
     return {
         "network": name,
-        "float_bytes": 4 * sum(one.numel() for one in zoo.build(name).parameters()),
+        "float_bytes": 4 * sum(one.numel() for one in dense.parameters()),
         "bytes": size,
         "weights": weights,
         "packed_bits": 8 * sum(one.stored_bytes() for one in packed) / weights,
