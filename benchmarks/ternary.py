@@ -21,6 +21,7 @@ import ternary_fit
 import ternary_size
 import ternary_speed
 import torch
+from winograd import use_winograd
 
 _ROUNDS, _BUDGET = 25, 10.0
 
@@ -34,8 +35,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
     parser.add_argument("--networks", help="to train, or to measure")
     parser.add_argument("--parts", default=",".join(ternary_accuracy.PARTS), help="to train")
+    parser.add_argument("--winograd", action="store_true", help="train faster, on one thread")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.winograd:
+        use_winograd()
     PARTS[options.part](options)
 
 
