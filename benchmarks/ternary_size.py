@@ -64,7 +64,8 @@ def measure_memory() -> None:
 
 
 def _file(name: str) -> dict[str, Any]:
-    program, dense = shohin.load(program_path(name)), zoo.build(RECIPES[name].network)
+    dense = zoo.build(RECIPES[name].network)
+    program = shohin.load(program_path(name))
     packed = [one for one in program.encodings.values() if isinstance(one, Ternary)]
     folded = shohin.optimize(program, _PASSES, drift=False)
     coded = [one for one in folded.program.encodings.values() if isinstance(one, Ternary)]

@@ -87,18 +87,31 @@ struct Tiles {
   int N, H, W, th, tw;
   long count;
 };
+
+// Where the outputs of a tile begin.
+struct Place {
+  long image;
+  int y, x;
+};
+
+static Place place_of(const Tiles& g, long tile) {
+  return {tile / ((long)g.tw * g.th), (int)(tile / g.tw % g.th) * 4, (int)(tile % g.tw) * 4};
+}
+
+static void clear(float* planes, int channels, int t) {
+  for (int p = 0; p < 36; p++)
+    std::memset(planes + p * plane(channels) + t * (long)channels, 0, channels * sizeof(float));
+}
 // B^T d B of n tiles from t0 on; the rest are zeros: V[36][T][C].
 static void input_tiles(const float* x, const Tiles& g, int C, long t0, int n, float* V) {
   for (int t = 0; t < T; t++) {
     if (t >= n) {
-      for (int p = 0; p < 36; p++) std::memset(V + p * plane(C) + t * (long)C, 0, C * 4);
+      clear(V, C, t);
       continue;
     }
-    long tile = t0 + t;
-    int tx = tile % g.tw, ty = tile / g.tw % g.th;
-    long im = tile / ((long)g.tw * g.th);
-    int y0 = ty * 4 - 1, x0 = tx * 4 - 1;
-    const float* base = x + im * g.H * g.W * C;
+    Place at = place_of(g, t0 + t);
+    int y0 = at.y - 1, x0 = at.x - 1;
+    const float* base = x + at.image * g.H * g.W * C;
     const float* row[6];
     for (int i = 0; i < 6; i++) {
       int yy = y0 + i;
@@ -133,10 +146,8 @@ static void input_tiles(const float* x, const Tiles& g, int C, long t0, int n, f
 // A^T M A of tiles, written to their places.
 static void output_tiles(const float* M, const Tiles& g, int K, long t0, int n, float* y) {
   for (int t = 0; t < n; t++) {
-    long tile = t0 + t;
-    int tx = tile % g.tw, ty = tile / g.tw % g.th;
-    long im = tile / ((long)g.tw * g.th);
-    float* base = y + im * g.H * g.W * K;
+    Place at = place_of(g, t0 + t);
+    float* base = y + at.image * g.H * g.W * K;
     for (int k = 0; k < K; k += 8) {
       Vector q[4][6];
 #pragma GCC unroll 6
@@ -151,7 +162,7 @@ static void output_tiles(const float* M, const Tiles& g, int K, long t0, int n, 
       for (int i = 0; i < 4; i++) {
         Vector o[4];
         transform_output(q[i], o);
-        float* to = base + ((long)(ty * 4 + i) * g.W + tx * 4) * K + k;
+        float* to = base + ((long)(at.y + i) * g.W + at.x) * K + k;
         _Pragma("GCC unroll 4") for (int j = 0; j < 4; j++)
             _mm256_storeu_ps(to + (long)j * K, o[j]);
       }
@@ -163,18 +174,16 @@ static void output_tiles(const float* M, const Tiles& g, int K, long t0, int n, 
 static void gradient_tiles(const float* y, const Tiles& g, int K, long t0, int n, float* M) {
   for (int t = 0; t < T; t++) {
     if (t >= n) {
-      for (int p = 0; p < 36; p++) std::memset(M + p * plane(K) + t * (long)K, 0, K * 4);
+      clear(M, K, t);
       continue;
     }
-    long tile = t0 + t;
-    int tx = tile % g.tw, ty = tile / g.tw % g.th;
-    long im = tile / ((long)g.tw * g.th);
-    const float* base = y + im * g.H * g.W * K;
+    Place at = place_of(g, t0 + t);
+    const float* base = y + at.image * g.H * g.W * K;
     for (int k = 0; k < K; k += 8) {
       Vector d[4], q[6][4], o[6];
       for (int j = 0; j < 4; j++) {
         for (int i = 0; i < 4; i++)
-          d[i] = _mm256_loadu_ps(base + ((long)(ty * 4 + i) * g.W + tx * 4 + j) * K + k);
+          d[i] = _mm256_loadu_ps(base + ((long)(at.y + i) * g.W + at.x + j) * K + k);
         transform_gradient(d, o);
         for (int i = 0; i < 6; i++) q[i][j] = o[i];
       }
