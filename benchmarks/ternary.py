@@ -1,7 +1,7 @@
 """Ternary networks: accuracy, size, speed and memory.
 
     export SHOHIN_DATA=...
-    python benchmarks/ternary.py train --networks resnet-20 --parts ternary    # takes hours
+    python benchmarks/ternary.py train --networks resnet-20 --winograd         # takes hours
     python benchmarks/ternary.py accuracy        # test errors of what was trained
     python benchmarks/ternary.py fit             # test errors without training
     python benchmarks/ternary.py files           # bytes of what was trained

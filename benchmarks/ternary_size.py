@@ -64,8 +64,7 @@ def measure_memory() -> None:
 
 
 def _file(name: str) -> dict[str, Any]:
-    dense = zoo.build(RECIPES[name].network)
-    program = shohin.load(program_path(name))
+    program, dense = shohin.load(program_path(name)), zoo.build(RECIPES[name].network)
     packed = [one for one in program.encodings.values() if isinstance(one, Ternary)]
     folded = shohin.optimize(program, _PASSES, drift=False)
     coded = [one for one in folded.program.encodings.values() if isinstance(one, Ternary)]
